@@ -1,0 +1,1 @@
+"""How many chunks are in flight, and what happens when one fails."""

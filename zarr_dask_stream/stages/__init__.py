@@ -1,0 +1,1 @@
+"""What is done with chunks: small frozen descriptions and pure functions."""

@@ -1,0 +1,1 @@
+"""What a person sees: observers of events, never imported by the rooms above."""
