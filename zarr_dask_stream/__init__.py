@@ -1,0 +1,1 @@
+"""Stream the chunks of Zarr arrays through a Dask cluster."""

@@ -1,0 +1,279 @@
+"""Which chunks of an array are wanted: a region, a predicate on the grid index, a missing rule.
+
+A `ChunkPlan` is a description, not a list: walking it costs no memory, and it can be walked again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import EllipsisType
+from typing import Any, Literal
+
+from ..errors import UsageError
+from .grid import ChunkGrid, Index, Region
+
+__all__ = ["ChunkPlan", "Missing", "RegionLike", "decode_numbers", "encode_numbers", "parse_region"]
+
+Missing = Literal["fill", "skip", "raise"]
+RegionLike = (
+    slice | int | EllipsisType | tuple[slice | int | EllipsisType, ...] | list[Any] | None
+)
+Predicate = Callable[[Index], Any]
+_PIECE = 256
+
+
+def parse_region(region: RegionLike, shape: tuple[int, ...]) -> Region:
+    """Turn slices, integers and an Ellipsis into one slice of step 1 for each axis.
+
+    Parameters
+    ----------
+    region : slice, int, Ellipsis, tuple of these, or None
+        In array coordinates; negative numbers count from the end, as in NumPy. An integer keeps its
+        axis, with length 1. None is the whole array.
+    shape : tuple of int
+        Array shape, elements.
+
+    Returns
+    -------
+    tuple of slice
+        ``0 <= start <= stop <= length`` along every axis.
+
+    Raises
+    ------
+    UsageError
+        If there are too many axes, an integer or a slice lies outside the array, a slice has a step,
+        or an entry is of another kind.
+
+    Examples
+    --------
+    >>> parse_region((0, ..., slice(-3, None)), (4, 5, 6))
+    (slice(0, 1, None), slice(0, 5, None), slice(3, 6, None))
+    """
+    if region is None:
+        region = ...
+    entries = tuple(region) if isinstance(region, (tuple, list)) else (region,)
+    dots = [at for at, entry in enumerate(entries) if entry is Ellipsis]
+    if len(dots) > 1:
+        raise UsageError(f"a region has at most one Ellipsis, got {region!r}")
+    given = len(entries) - len(dots)
+    if given > len(shape):
+        raise UsageError(
+            f"region {region!r} has {given} axes and the array has {len(shape)} (shape {shape})"
+        )
+    at = dots[0] if dots else given
+    whole = (slice(None),) * (len(shape) - given)
+    full = entries[:at] + whole + entries[at + len(dots) :]
+    return tuple(
+        _parse_axis(entry, length, axis)
+        for axis, (entry, length) in enumerate(zip(full, shape, strict=True))
+    )
+
+
+def _parse_axis(entry: object, length: int, axis: int) -> slice:
+    where = f"axis {axis} of the region (length {length})"
+    if isinstance(entry, slice):
+        return _parse_slice(entry, length, where)
+    try:
+        if isinstance(entry, bool):
+            raise TypeError
+        position = operator.index(entry)  # type: ignore[arg-type]  # a wrong type is the point
+    except TypeError:
+        raise UsageError(
+            f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}"
+        ) from None
+    if not -length <= position < length:
+        raise UsageError(f"{where}: index {position} is outside the array")
+    position %= length
+    return slice(position, position + 1)
+
+
+def _parse_slice(entry: slice, length: int, where: str) -> slice:
+    if entry.step not in (None, 1):
+        raise UsageError(
+            f"{where}: a region is contiguous, got step {entry.step}; "
+            "take the step on the chunks' data, or use stream_slices(step=...)"
+        )
+    try:
+        start, stop, _ = entry.indices(length)
+    except TypeError:
+        raise UsageError(f"{where}: slice bounds must be integers or None, got {entry!r}") from None
+    asked = entry.start
+    if asked is not None and length and start >= length and asked >= length:
+        raise UsageError(f"{where}: {entry.start}:{entry.stop} lies outside the array")
+    return slice(start, max(start, stop))
+
+
+def encode_numbers(numbers: Iterable[int]) -> tuple[range, ...]:
+    """Pack numbers into the fewest ranges that keep their order (greedy, steps allowed).
+
+    Examples
+    --------
+    >>> encode_numbers([4, 5, 6, 9, 12, 15, 2])
+    (range(4, 7), range(9, 16, 3), range(2, 3))
+    """
+    return tuple(_pack(iter(numbers)))
+
+
+def _pack(numbers: Iterator[int]) -> Iterator[range]:
+    first = next(numbers, None)
+    while first is not None:
+        second = next(numbers, None)
+        if second is None or second <= first:
+            yield range(first, first + 1)
+            first = second
+            continue
+        step, last, length = second - first, second, 2
+        following = next(numbers, None)
+        while following is not None and following - last == step:
+            last, length = following, length + 1
+            following = next(numbers, None)
+        if length == 2 and step > 1 and following is not None and following > last:
+            # A pair with a gap only looks like a run: the second may begin a longer one.
+            yield range(first, first + 1)
+            numbers = itertools.chain((following,), numbers)
+            first = last
+            continue
+        yield range(first, last + 1, step)
+        first = following
+
+
+def decode_numbers(ranges: Iterable[range]) -> Iterator[int]:
+    """The numbers of `ranges`, in order."""
+    for run in ranges:
+        yield from run
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """The chunks a stream will read, in grid order.
+
+    Parameters
+    ----------
+    grid : ChunkGrid
+        Grid of the array.
+    box : tuple of slice
+        Region of interest in array coordinates; what `parse_region` returns.
+    where : callable, optional
+        ``where(index) -> bool`` on the grid index: what it refuses is never read.
+
+    Notes
+    -----
+    ``len(plan)`` is arithmetic without `where`; with it, the first call walks the grid once.
+
+    Examples
+    --------
+    >>> grid = ChunkGrid((6, 6), (2, 2))
+    >>> plan = ChunkPlan(grid, parse_region((slice(1, 3), slice(4, 6)), grid.shape))
+    >>> len(plan), list(plan)
+    (2, [2, 5])
+    >>> plan.region(2)
+    (slice(1, 2, None), slice(4, 6, None))
+    """
+
+    grid: ChunkGrid
+    box: Region
+    where: Predicate | None = None
+
+    @cached_property
+    def start(self) -> Index:
+        """Grid index of the first chunk that the box touches, along each axis."""
+        return tuple(s.start // c for s, c in zip(self.box, self.grid.chunks, strict=True))
+
+    @cached_property
+    def stop(self) -> Index:
+        """One past the last grid index that the box touches, along each axis."""
+        return tuple(
+            -(-s.stop // c) if s.stop > s.start else s.start // c
+            for s, c in zip(self.box, self.grid.chunks, strict=True)
+        )
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the box is the whole array, so that no chunk is cropped by it."""
+        return all(
+            s.start == 0 and s.stop == n for s, n in zip(self.box, self.grid.shape, strict=True)
+        )
+
+    @cached_property
+    def box_size(self) -> int:
+        """Number of chunks that the box touches, whatever `where` says."""
+        return math.prod(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @cached_property
+    def _size(self) -> int:
+        return self.box_size if self.where is None else sum(len(run) for run in self.runs())
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[int]:
+        return decode_numbers(self.runs())
+
+    def runs(self, *, by_shard: bool = False) -> Iterator[range]:
+        """The planned numbers as ranges, lazily.
+
+        Parameters
+        ----------
+        by_shard : bool
+            Walk one stored object after the other instead of in grid order, so that each is read
+            in one go. The same where nothing is sharded.
+
+        Raises
+        ------
+        UsageError
+            If `where` raises; the message names the grid index.
+        """
+        boxes = self._shard_boxes() if by_shard else iter([(self.start, self.stop)])
+        for start, stop in boxes:
+            rows = self.grid.rows(start, stop)
+            if self.where is None:
+                yield from rows
+            else:
+                for row in rows:
+                    # In short pieces: the first item of a long row must not wait for its last.
+                    for at in range(0, len(row), _PIECE):
+                        yield from _pack(n for n in row[at : at + _PIECE] if self._wants(n))
+
+    def _shard_boxes(self) -> Iterator[tuple[Index, Index]]:
+        if self.grid.shards is None or not self.box_size:
+            yield self.start, self.stop
+            return
+        per = self.grid.chunks_per_shard
+        first = tuple(a // p for a, p in zip(self.start, per, strict=True))
+        last = tuple(-(-b // p) for b, p in zip(self.stop, per, strict=True))
+        shards = self.grid.shard_grid
+        for row in shards.rows(first, last):
+            for shard in row:
+                index = shards.index(shard)
+                yield (
+                    tuple(max(i * p, a) for i, p, a in zip(index, per, self.start, strict=True)),
+                    tuple(
+                        min((i + 1) * p, b) for i, p, b in zip(index, per, self.stop, strict=True)
+                    ),
+                )
+
+    def _wants(self, number: int) -> bool:
+        assert self.where is not None
+        index = self.grid.index(number)
+        try:
+            return bool(self.where(index))
+        except Exception as error:
+            raise UsageError(
+                f"where({index}) raised {type(error).__name__}: {error}; "
+                "it is called with the grid index, a tuple of int"
+            ) from error
+
+    def region(self, number: int) -> Region:
+        """Region of chunk `number` in array coordinates, cropped to the array and to the box."""
+        region = self.grid.region(number)
+        if self.whole:
+            return region
+        return tuple(
+            slice(max(r.start, b.start), min(r.stop, b.stop))
+            for r, b in zip(region, self.box, strict=True)
+        )
