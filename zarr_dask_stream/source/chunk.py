@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .grid import Index, Region
-from .selection import ChunkPlan
+from zarr_dask_stream.source.grid import Index, Region
+from zarr_dask_stream.source.selection import ChunkPlan
 
 __all__ = ["Chunk"]
 
@@ -39,23 +39,25 @@ class Chunk:
 
     __slots__ = ("_index", "_place", "_region", "data", "missing")
 
-    def __init__(self, index: Any, region: Region, data: Any, missing: bool = False) -> None:
+    def __init__(
+        self,
+        index: Any,
+        region: Region | None,
+        data: Any,
+        missing: bool = False,
+        *,
+        place: tuple[ChunkPlan, int] | None = None,
+    ) -> None:
         self._index = index
-        self._region: Region | None = region
-        self._place: tuple[ChunkPlan, int] | None = None
+        self._region = region
+        self._place = place
         self.data = data
         self.missing = missing
 
     @classmethod
     def planned(cls, plan: ChunkPlan, number: int, data: Any, missing: bool = False) -> Chunk:
-        """Chunk `number` of a plan; index and region are worked out when somebody asks."""
-        chunk = cls.__new__(cls)
-        chunk._index = None
-        chunk._region = None
-        chunk._place = (plan, number)
-        chunk.data = data
-        chunk.missing = missing
-        return chunk
+        """Make chunk `number` of a plan; index and region are worked out when somebody asks."""
+        return cls(None, None, data, missing, place=(plan, number))
 
     @property
     def index(self) -> Any:
@@ -85,14 +87,8 @@ class Chunk:
         return tuple(s.stop - s.start for s in self.region)
 
     def with_data(self, data: Any) -> Chunk:
-        """The same place with other data."""
-        chunk = Chunk.__new__(Chunk)
-        chunk._index = self._index
-        chunk._region = self._region
-        chunk._place = self._place
-        chunk.data = data
-        chunk.missing = self.missing
-        return chunk
+        """Return the same place with other data."""
+        return Chunk(self._index, self._region, data, self.missing, place=self._place)
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None

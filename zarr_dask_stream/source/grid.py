@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..errors import UsageError
+from zarr_dask_stream.errors import UsageError
 
 __all__ = ["ChunkGrid", "Index", "Region"]
 
@@ -126,7 +126,7 @@ class ChunkGrid:
         )
 
     def size_of(self, number: int) -> int:
-        """Number of elements of chunk `number` after cropping to the array."""
+        """Count the elements of chunk `number` after cropping to the array."""
         return math.prod(s.stop - s.start for s in self.region(number))
 
     # -- shards -------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class ChunkGrid:
         return tuple(s // c for s, c in zip(shards, self.chunks, strict=True))
 
     def shard_of(self, number: int) -> tuple[int, Index]:
-        """Number of the stored object that holds chunk `number`, and its index inside it."""
+        """Find the stored object that holds chunk `number`, and its index inside it."""
         index = self.index(number)
         per = self.chunks_per_shard
         shard = self.shard_grid.number([i // p for i, p in zip(index, per, strict=True)])

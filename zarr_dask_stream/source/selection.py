@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
-from ..errors import UsageError
-from .grid import ChunkGrid, Index, Region
+from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 
 __all__ = ["ChunkPlan", "Missing", "RegionLike", "decode_numbers", "encode_numbers", "parse_region"]
 
@@ -78,14 +78,9 @@ def _parse_axis(entry: object, length: int, axis: int) -> slice:
     where = f"axis {axis} of the region (length {length})"
     if isinstance(entry, slice):
         return _parse_slice(entry, length, where)
-    try:
-        if isinstance(entry, bool):
-            raise TypeError
-        position = operator.index(entry)  # type: ignore[arg-type]  # a wrong type is the point
-    except TypeError:
-        raise UsageError(
-            f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}"
-        ) from None
+    if isinstance(entry, bool) or not isinstance(entry, SupportsIndex):
+        raise UsageError(f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}")
+    position = operator.index(entry)
     if not -length <= position < length:
         raise UsageError(f"{where}: index {position} is outside the array")
     position %= length
@@ -143,7 +138,7 @@ def _pack(numbers: Iterator[int]) -> Iterator[range]:
 
 
 def decode_numbers(ranges: Iterable[range]) -> Iterator[int]:
-    """The numbers of `ranges`, in order."""
+    """Walk the numbers of `ranges`, in order."""
     for run in ranges:
         yield from run
 
@@ -215,7 +210,7 @@ class ChunkPlan:
         return decode_numbers(self.runs())
 
     def runs(self, *, by_shard: bool = False) -> Iterator[range]:
-        """The planned numbers as ranges, lazily.
+        """Walk the planned numbers as ranges, lazily.
 
         Parameters
         ----------

@@ -1,0 +1,137 @@
+"""How many chunks go into one task, and which.
+
+A Dask task costs about 2 ms from end to end, whatever it does; a small chunk takes 20 µs to read.
+So chunks travel in batches whose size follows the measured cost of a chunk: long enough to make the
+task's cost vanish, short enough to keep every thread busy and to lose little when a worker dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from zarr_dask_stream.engine.events import BatchStats
+
+__all__ = ["Batcher", "BatchLimits", "Cutter"]
+
+_TASK_COST_S = 0.0025  # what one task costs the client and the scheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """Bounds of one batch.
+
+    Parameters
+    ----------
+    target_s : float
+        Duration to aim at, seconds. Raised where so many threads would ask for more tasks than one
+        client can make.
+    chunks : int
+        Most chunks in one batch.
+    result_bytes : int
+        Most bytes of results to travel in one message.
+    growth : int
+        A batch is at most so many times the one it was measured on.
+    """
+
+    target_s: float = 0.25
+    chunks: int = 8192
+    result_bytes: int = 32 * 2**20
+    growth: int = 8
+
+
+class Batcher:
+    """Chooses the size of the next batch from what earlier ones cost.
+
+    Examples
+    --------
+    >>> batcher = Batcher(BatchLimits(target_s=0.2))
+    >>> batcher.size(capacity=4096, remaining=10**6, threads=4)
+    1
+    >>> batcher.observe(1, BatchStats(wall_s=0.001, bytes_result=8))
+    >>> batcher.size(capacity=4096, remaining=10**6, threads=4)
+    8
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self._cost_s = 0.0
+        self._result_bytes = 0.0
+        self._grown = 1
+
+    def observe(self, chunks: int, stats: BatchStats) -> None:
+        """Learn from a batch of `chunks` chunks that came back."""
+        if chunks < 1:
+            return
+        cost = max(stats.wall_s - stats.setup_s, 1e-7) / chunks
+        # Follow a rising cost at once and a falling one slowly: too long a batch hurts more.
+        weight = 1.0 if not self._cost_s else (0.5 if cost > self._cost_s else 0.25)
+        self._cost_s += weight * (cost - self._cost_s)
+        result = stats.bytes_result / chunks
+        self._result_bytes += (0.5 if self._result_bytes else 1.0) * (result - self._result_bytes)
+        if chunks * 2 > self._grown:
+            self._grown = min(chunks * self._limits.growth, self._limits.chunks)
+
+    def size(self, *, capacity: int, remaining: int | None, threads: int) -> int:
+        """Return how many chunks the next batch should have (at least 1).
+
+        Parameters
+        ----------
+        capacity : int
+            Chunks that may be in flight in all: at least two batches a thread have to fit in.
+        remaining : int or None
+            Chunks not submitted yet, if known: the last ones are shared out evenly.
+        threads : int
+            Task threads of the cluster.
+        """
+        threads = max(threads, 1)
+        size = min(self._grown, self._limits.chunks, capacity // (2 * threads + 1))
+        if self._cost_s:
+            target = max(self._limits.target_s, threads * _TASK_COST_S)
+            size = min(size, int(target / self._cost_s))
+        if self._result_bytes:
+            size = min(size, int(self._limits.result_bytes / self._result_bytes))
+        if remaining is not None:
+            size = min(size, -(-remaining // (2 * threads)))
+        return max(size, 1)
+
+
+class Cutter:
+    """Cuts the planned runs into batches, in order, without ever listing them.
+
+    Examples
+    --------
+    >>> cutter = Cutter([range(0, 5), range(8, 10)])
+    >>> cutter.cut(3), cutter.cut(3), cutter.cut(3), cutter.exhausted
+    ((range(0, 3),), (range(3, 5), range(8, 9)), (range(9, 10),), True)
+    """
+
+    def __init__(self, runs: Iterable[range]) -> None:
+        self._runs: Iterator[range] = iter(runs)
+        self._head: range = range(0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to cut."""
+        while not self._head:
+            following = next(self._runs, None)
+            if following is None:
+                return True
+            self._head = following
+        return False
+
+    def cut(self, count: int) -> tuple[range, ...]:
+        """Return the next `count` numbers, or as many as are left."""
+        ranges: list[range] = []
+        while count > 0 and not self.exhausted:
+            piece = self._head[:count]
+            self._head = self._head[len(piece) :]
+            count -= len(piece)
+            ranges.append(piece)
+        return tuple(ranges)
+
+    def rest(self) -> int:
+        """Walk to the end and return how many numbers were left."""
+        left = len(self._head) + sum(len(run) for run in self._runs)
+        self._head = range(0)
+        return left

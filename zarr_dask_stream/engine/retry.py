@@ -1,0 +1,265 @@
+"""Whether a failure is worth another try, and when. Pure: no clock, no global randomness.
+
+`classify` runs where the error is (on the worker) and names its kind; `RetryPolicy.decide` runs
+where the attempts are counted (on the client) and says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zarr_dask_stream.engine.events import Category, Failure
+from zarr_dask_stream.errors import (
+    CorruptChunkError,
+    MissingChunkError,
+    StoreError,
+    StoreNotVisibleError,
+    UsageError,
+)
+
+__all__ = ["GiveUp", "RetryAfter", "RetryPolicy", "classify"]
+
+_TRANSIENT_ERRNO = frozenset(
+    {
+        errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
+        errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET,
+        errno.ENETUNREACH, errno.ENFILE, errno.ENOBUFS, errno.EPIPE, errno.EREMOTEIO, errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CREDENTIAL_CODES = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
+)
+_TRANSIENT_CODES = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError",
+     "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded", "503"}
+)  # fmt: skip
+# Client libraries that are not imported here: their classes are known by name, in any module.
+_TRANSIENT_NAMES = frozenset(
+    {"ClientConnectionError", "ClientOSError", "ClientPayloadError", "ConnectTimeoutError",
+     "ConnectionClosedError", "EndpointConnectionError", "FSTimeoutError", "GenericError",
+     "HTTPClientError", "IncompleteRead", "IncompleteReadError", "ReadTimeoutError",
+     "ResponseStreamingError", "ServerDisconnectedError", "ServerTimeoutError"}
+)  # fmt: skip
+
+
+def classify(error: BaseException, *, in_function: bool = False) -> Category:
+    """Name the kind of a failure by type, errno, HTTP status and service code.
+
+    Parameters
+    ----------
+    error : BaseException
+        What was raised; its causes are looked at too.
+    in_function : bool
+        Whether a user's function raised it: then it is the function's, whatever its type.
+
+    Examples
+    --------
+    >>> classify(ConnectionResetError(104, "reset"))
+    <Category.TRANSIENT: 'transient'>
+    >>> classify(PermissionError(13, "denied"))
+    <Category.PERMANENT: 'permanent'>
+    >>> classify(ValueError("mine"), in_function=True)
+    <Category.FUNCTION: 'function'>
+    """
+    if in_function:
+        return Category.FUNCTION
+    if isinstance(error, StoreNotVisibleError):
+        return Category.NOT_VISIBLE
+    if isinstance(error, MissingChunkError):
+        return Category.MISSING
+    if isinstance(error, CorruptChunkError):
+        return Category.CORRUPT
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        category = _classify_one(link)
+        if category is not None:
+            return category
+        link = link.__cause__ or link.__context__
+    return Category.PERMANENT
+
+
+def _classify_one(error: BaseException) -> Category | None:
+    code = _service_code(error)
+    text = f"{code} {error}"
+    if code in _CREDENTIAL_CODES or any(word in text for word in _CREDENTIAL_CODES):
+        return Category.CREDENTIALS
+    if isinstance(error, TimeoutError):
+        return Category.TIMEOUT
+    if code in _TRANSIENT_CODES or "SlowDown" in text:
+        return Category.TRANSIENT
+    status = _status(error)
+    if status is not None:
+        return Category.TRANSIENT if status in _TRANSIENT_STATUS else Category.PERMANENT
+    if isinstance(error, (FileNotFoundError, PermissionError, StoreError)):
+        return None
+    if isinstance(error, (ConnectionError, EOFError)):
+        return Category.TRANSIENT
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
+        return Category.TRANSIENT
+    if type(error).__name__ in _TRANSIENT_NAMES:
+        return Category.TRANSIENT
+    return None
+
+
+def _service_code(error: BaseException) -> str:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(error, "status", None)
+    if status is None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) and not isinstance(status, bool) else None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """Try the chunk again after so many seconds."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Don't try again; `why` ends the sentence "given up because ..."."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often a chunk is tried, and how long to wait in between.
+
+    The words are those of the stamina library. Waiting is exponential with full jitter (Brooker,
+    "Exponential backoff and jitter", 2015): a uniform draw between zero and
+    ``min(wait_max, wait_initial * wait_exp_base ** (attempt - 1))`` seconds.
+
+    Parameters
+    ----------
+    attempts : int
+        Tries of one chunk in all, the first included.
+    timeout : float or None
+        No new try once so many seconds have gone since the chunk's first failure.
+    wait_initial, wait_max : float
+        Bounds of the wait, seconds.
+    wait_exp_base : float
+        Growth of the wait from one attempt to the next.
+    wait_jitter : float
+        Share of the wait that is drawn at random: 1 is full jitter, 0 none.
+    corrupt_attempts : int
+        Tries of a chunk that was read and can't be decoded: a truncated body heals by reading it
+        again, a damaged file does not.
+    on : exception class, tuple of these, or callable(error) -> bool, optional
+        Errors of *your own functions* to try again, which otherwise count as final. Runs on the
+        worker.
+    budget : int or None
+        Retries of the whole stream, all chunks together; past it failures are final.
+
+    Raises
+    ------
+    UsageError
+        If a number is out of range or `on` is of another kind.
+
+    Examples
+    --------
+    >>> policy = RetryPolicy(attempts=3, wait_initial=1.0, wait_jitter=0.0)
+    >>> failure = Failure(7, Category.TRANSIENT, "OSError", "reset")
+    >>> policy.decide(failure, 1, 0.0, random.Random(0)), policy.decide(failure, 2, 0.0, random.Random(0))
+    (RetryAfter(delay_s=1.0), RetryAfter(delay_s=2.0))
+    >>> policy.decide(failure, 3, 0.0, random.Random(0))
+    GiveUp(why='all 3 attempts failed')
+    """
+
+    attempts: int = 5
+    timeout: float | None = None
+    wait_initial: float = 0.1
+    wait_max: float = 30.0
+    wait_exp_base: float = 2.0
+    wait_jitter: float = 1.0
+    corrupt_attempts: int = 3
+    on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool] | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("attempts", "corrupt_attempts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"RetryPolicy: {name} must be an integer of at least 1, got {value!r}")
+        for name in ("wait_initial", "wait_max"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"RetryPolicy: {name} is seconds >= 0, got {getattr(self, name)!r}")
+        if not self.wait_exp_base >= 1:
+            raise UsageError(f"RetryPolicy: wait_exp_base must be at least 1, got {self.wait_exp_base!r}")
+        if not 0 <= self.wait_jitter <= 1:
+            raise UsageError(f"RetryPolicy: wait_jitter is a share from 0 to 1, got {self.wait_jitter!r}")
+        if self.on is not None and not (callable(self.on) or isinstance(self.on, tuple)):
+            raise UsageError(f"RetryPolicy: on must be exception classes or a predicate, got {self.on!r}")
+
+    def wants(self, error: BaseException) -> bool:
+        """Whether `on` names this error of a user's function as worth another try."""
+        if self.on is None:
+            return False
+        if isinstance(self.on, (type, tuple)):
+            return isinstance(error, self.on)
+        return bool(self.on(error))
+
+    def backoff(self, attempt: int, rng: random.Random) -> float:
+        """Seconds to wait after failed `attempt` (1 for the first); never overflows."""
+        exponent = min(attempt - 1, 1000 / max(math.log2(self.wait_exp_base), 1))
+        wait = min(self.wait_max, self.wait_initial * self.wait_exp_base**exponent)
+        return float(wait * (1 - self.wait_jitter * rng.random()))
+
+    def decide(
+        self, failure: Failure, attempt: int, elapsed_s: float, rng: random.Random, spent: int = 0
+    ) -> RetryAfter | GiveUp:
+        """Judge one failure.
+
+        Parameters
+        ----------
+        failure : Failure
+            What happened.
+        attempt : int
+            Which attempt failed, from 1.
+        elapsed_s : float
+            Seconds since the chunk's first failure.
+        rng : random.Random
+            Source of the jitter.
+        spent : int
+            Retries the stream has made so far.
+        """
+        final = self._final(failure)
+        if final:
+            return GiveUp(final)
+        allowed = self.attempts
+        if failure.category is Category.CORRUPT:
+            allowed = min(allowed, self.corrupt_attempts)
+        if attempt >= allowed:
+            return GiveUp("the only attempt failed" if allowed == 1 else f"all {allowed} attempts failed")
+        if self.budget is not None and spent >= self.budget:
+            return GiveUp(f"the stream's budget of {self.budget} retries is spent")
+        delay = self.backoff(attempt, rng)
+        if self.timeout is not None and elapsed_s + delay > self.timeout:
+            return GiveUp(f"retrying took longer than {self.timeout} s")
+        return RetryAfter(delay)
+
+    def _final(self, failure: Failure) -> str:
+        if failure.category is Category.FUNCTION and not failure.retryable:
+            return "an error of the function is final unless RetryPolicy(on=...) names it"
+        if failure.category is Category.MISSING:
+            return 'the chunk is not stored and missing="raise"'
+        if failure.category is Category.PERMANENT and not failure.retryable:
+            return "the error is permanent"
+        return ""
