@@ -69,7 +69,13 @@ def http_store(tmp_path: Path) -> Iterator[HttpStore]:
 def local_cluster() -> Iterator[LocalCluster]:
     """Return two real worker processes with one thread each; for tests that leave them as they found them."""
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        memory_limit=0,
+        # The scheduler serves HTTP even without a dashboard, on port 8787 unless told otherwise.
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
     ) as cluster:
         yield cluster
 

@@ -60,8 +60,10 @@ class TcpCluster:
     def start_scheduler(self, *arguments: str) -> None:
         """Start the scheduler and wait until it listens."""
         file = self.folder / "scheduler.json"
-        common = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
-        self._scheduler = self._dask("scheduler", "scheduler", *common, *arguments)
+        # The scheduler serves HTTP even without a dashboard, on port 8787 unless told otherwise.
+        quiet = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+        place = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
+        self._scheduler = self._dask("scheduler", "scheduler", *place, *quiet, *arguments)
         self._scheduler.wait_ready(lambda: file.exists() and file.read_text().rstrip().endswith("}"))
 
     def add_worker(self, *arguments: str, nanny: bool = False) -> Process:
