@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from realparts.cluster import TcpCluster
 from realparts.fault_proxy import FaultProxy, Faults
@@ -212,6 +212,16 @@ def test_leak_check_is_content_with_a_tidy_test(client: Client, leak_check: Leak
     assert client.submit(sum, [1, 2]).result(timeout=30) == 3
     with tempfile.TemporaryFile():
         pass
+    leak_check.assert_clean()
+
+
+def test_leak_check_is_content_with_an_embedded_cluster_once_closed(leak_check: LeakCheck) -> None:
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert any("IO loop" in finding for finding in leak_check.left())
     leak_check.assert_clean()
 
 
