@@ -66,7 +66,7 @@ class Tree:
             case ast.ImportFrom(names=aliases):
                 base = self._base(name, node)
                 members = [f"{base}.{alias.name}" for alias in aliases]
-                return [member if member in self.files else base for member in members]
+                return list(dict.fromkeys(member if member in self.files else base for member in members))
             case ast.Call(
                 func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
                 args=[ast.Constant(value=str(literal)), *_],
