@@ -1,1 +1,27 @@
 """Stream the chunks of Zarr arrays through a Dask cluster."""
+
+from zarr_dask_stream import errors
+from zarr_dask_stream.engine.events import Callback, DeadLetter
+from zarr_dask_stream.engine.retry import RetryPolicy
+from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
+from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.stages.combine import Reducer
+from zarr_dask_stream.stream import ChunkStream, stream_chunks
+from zarr_dask_stream.watch.report import Report
+
+__all__ = [
+    "Callback",
+    "Chunk",
+    "ChunkError",
+    "ChunkStream",
+    "ClusterError",
+    "DeadLetter",
+    "Reducer",
+    "Report",
+    "RetryPolicy",
+    "StoreError",
+    "UsageError",
+    "ZdsError",
+    "errors",
+    "stream_chunks",
+]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from zarr_dask_stream.engine.events import BatchStats
 
-__all__ = ["Batcher", "BatchLimits", "Cutter"]
+__all__ = ["BatchLimits", "Batcher", "Cutter"]
 
 _TASK_COST_S = 0.0025  # what one task costs the client and the scheduler
 

@@ -200,10 +200,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """The cluster now has so many task threads on so many workers."""
+    """The cluster now has so many task threads on so many workers, or none for `waiting_s`."""
 
     threads: int
     workers: int
+    waiting_s: float = 0.0
 
 
 Input = BatchDone | BatchLost | Tick | Threads

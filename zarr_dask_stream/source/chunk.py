@@ -90,9 +90,7 @@ class Chunk:
         """Return the same place with other data."""
         return Chunk(self._index, self._region, data, self.missing, place=self._place)
 
-    def __array__(
-        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
-    ) -> npt.NDArray[Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is None:
             return np.asarray(self.data, dtype=dtype)
         return np.array(self.data, dtype=dtype, copy=copy)

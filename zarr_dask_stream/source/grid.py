@@ -58,9 +58,7 @@ class ChunkGrid:
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.chunks):
-            raise UsageError(
-                f"shape {self.shape} and chunks {self.chunks} must have the same number of axes"
-            )
+            raise UsageError(f"shape {self.shape} and chunks {self.chunks} must have the same number of axes")
         if any(c < 1 for c in self.chunks) or any(n < 0 for n in self.shape):
             raise UsageError(
                 f"chunk lengths must be positive and axis lengths not negative, "
@@ -108,9 +106,7 @@ class ChunkGrid:
 
     def number(self, index: Sequence[int]) -> int:
         """Linear number of the chunk at grid `index`; raises IndexError outside the grid."""
-        if len(index) != self.ndim or any(
-            not 0 <= i < n for i, n in zip(index, self.grid_shape, strict=True)
-        ):
+        if len(index) != self.ndim or any(not 0 <= i < n for i, n in zip(index, self.grid_shape, strict=True)):
             raise IndexError(f"chunk index {tuple(index)} is outside the grid {self.grid_shape}")
         return sum(i * s for i, s in zip(index, self._strides, strict=True))
 
@@ -120,10 +116,7 @@ class ChunkGrid:
 
     def region_of(self, index: Sequence[int]) -> Region:
         """Region of the chunk at grid `index` in array coordinates, cropped to the array."""
-        return tuple(
-            slice(i * c, min((i + 1) * c, n))
-            for i, c, n in zip(index, self.chunks, self.shape, strict=True)
-        )
+        return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, self.chunks, self.shape, strict=True))
 
     def size_of(self, number: int) -> int:
         """Count the elements of chunk `number` after cropping to the array."""

@@ -20,9 +20,7 @@ from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 __all__ = ["ChunkPlan", "Missing", "RegionLike", "decode_numbers", "encode_numbers", "parse_region"]
 
 Missing = Literal["fill", "skip", "raise"]
-RegionLike = (
-    slice | int | EllipsisType | tuple[slice | int | EllipsisType, ...] | list[Any] | None
-)
+RegionLike = slice | int | EllipsisType | tuple[slice | int | EllipsisType, ...] | list[Any] | None
 Predicate = Callable[[Index], Any]
 _PIECE = 256
 
@@ -62,16 +60,11 @@ def parse_region(region: RegionLike, shape: tuple[int, ...]) -> Region:
         raise UsageError(f"a region has at most one Ellipsis, got {region!r}")
     given = len(entries) - len(dots)
     if given > len(shape):
-        raise UsageError(
-            f"region {region!r} has {given} axes and the array has {len(shape)} (shape {shape})"
-        )
+        raise UsageError(f"region {region!r} has {given} axes and the array has {len(shape)} (shape {shape})")
     at = dots[0] if dots else given
     whole = (slice(None),) * (len(shape) - given)
     full = entries[:at] + whole + entries[at + len(dots) :]
-    return tuple(
-        _parse_axis(entry, length, axis)
-        for axis, (entry, length) in enumerate(zip(full, shape, strict=True))
-    )
+    return tuple(_parse_axis(entry, length, axis) for axis, (entry, length) in enumerate(zip(full, shape, strict=True)))
 
 
 def _parse_axis(entry: object, length: int, axis: int) -> slice:
@@ -190,9 +183,7 @@ class ChunkPlan:
     @cached_property
     def whole(self) -> bool:
         """Whether the box is the whole array, so that no chunk is cropped by it."""
-        return all(
-            s.start == 0 and s.stop == n for s, n in zip(self.box, self.grid.shape, strict=True)
-        )
+        return all(s.start == 0 and s.stop == n for s, n in zip(self.box, self.grid.shape, strict=True))
 
     @cached_property
     def box_size(self) -> int:
@@ -247,9 +238,7 @@ class ChunkPlan:
                 index = shards.index(shard)
                 yield (
                     tuple(max(i * p, a) for i, p, a in zip(index, per, self.start, strict=True)),
-                    tuple(
-                        min((i + 1) * p, b) for i, p, b in zip(index, per, self.stop, strict=True)
-                    ),
+                    tuple(min((i + 1) * p, b) for i, p, b in zip(index, per, self.stop, strict=True)),
                 )
 
     def _wants(self, number: int) -> bool:
@@ -268,7 +257,4 @@ class ChunkPlan:
         region = self.grid.region(number)
         if self.whole:
             return region
-        return tuple(
-            slice(max(r.start, b.start), min(r.stop, b.stop))
-            for r, b in zip(region, self.box, strict=True)
-        )
+        return tuple(slice(max(r.start, b.start), min(r.stop, b.stop)) for r, b in zip(region, self.box, strict=True))

@@ -1,0 +1,619 @@
+"""Where batches run: in the calling thread, or on a Dask cluster. Only this module knows Dask.
+
+An executor takes batches and gives back inputs for the supervisor. It decides nothing: a worker that
+died is a `BatchLost`, and what follows from that is decided in ``supervisor.py``. It raises
+`ClusterError` for what no decision can mend: a scheduler that is gone, a package that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import importlib.metadata
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Protocol, TypeVar
+
+import cloudpickle
+import dask
+import distributed
+from dask.utils import parse_bytes
+from distributed.system import MEMORY_LIMIT
+from distributed.worker import thread_state
+
+from zarr_dask_stream.engine.events import Batch, BatchDone, BatchLost, Input, Threads, Tick
+from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
+from zarr_dask_stream.errors import ClusterError, UsageError, ZdsError
+from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.selection import ChunkPlan
+
+__all__ = [
+    "DaskExecutor",
+    "Executor",
+    "SerialExecutor",
+    "check_client",
+    "choose_executor",
+    "delayed_chunks",
+    "embedded_cluster",
+    "in_dask_task",
+    "memory_budget",
+]
+
+T = TypeVar("T")
+
+_POLL_S = 1.0  # how often the size of the cluster is asked for
+_NO_WORKERS_S = 3.0  # how long a cluster may have no worker before we say so
+_RECONNECT_S = 30.0  # how long a lost scheduler may take to come back
+_INLINE_BYTES = 256 * 1024  # a larger description of the work travels once per worker, not per task
+
+
+class Executor(Protocol):
+    """What the loop needs of a place where batches run."""
+
+    def start(self) -> Threads:
+        """Get ready; return how many threads there are."""
+        ...
+
+    def submit(self, batches: tuple[Batch, ...]) -> None:
+        """Send batches off; never waits for them."""
+        ...
+
+    def cancel(self, batches: tuple[int, ...]) -> None:
+        """Call batches back."""
+        ...
+
+    def wait(self, seconds: float | None) -> list[Input]:
+        """Wait until something happened, or for so many seconds; may return nothing."""
+        ...
+
+    async def wait_async(self, seconds: float | None) -> list[Input]:
+        """Like `wait`, for an event loop."""
+        ...
+
+    def close(self) -> None:
+        """Call everything back and let go."""
+        ...
+
+    async def start_async(self) -> Threads:
+        """Like `start`, for an event loop."""
+        ...
+
+    async def close_async(self) -> None:
+        """Like `close`, for an event loop."""
+        ...
+
+
+class SerialExecutor:
+    """Runs each batch in the thread that waits for it: no cluster, no thread, easy to debug."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._queue: deque[Batch] = deque()
+
+    def start(self) -> Threads:
+        """Nothing to start."""
+        return Threads(1, 1)
+
+    async def start_async(self) -> Threads:
+        """Nothing to start."""
+        return self.start()
+
+    def submit(self, batches: tuple[Batch, ...]) -> None:
+        """Queue batches until somebody waits for them."""
+        self._queue.extend(batches)
+
+    def cancel(self, batches: tuple[int, ...]) -> None:
+        """Forget queued batches."""
+        self._queue = deque(batch for batch in self._queue if batch.id not in batches)
+
+    def wait(self, seconds: float | None) -> list[Input]:
+        """Run one batch, or sleep where there is none."""
+        if not self._queue:
+            time.sleep(seconds or 0.0)
+            return [Tick()]
+        batch = self._queue.popleft()
+        return [BatchDone(batch.id, run_batch(self._work, batch.ranges, worker="this process"))]
+
+    async def wait_async(self, seconds: float | None) -> list[Input]:
+        """Run one batch in another thread, so that the event loop goes on."""
+        if not self._queue:
+            await asyncio.sleep(seconds or 0.0)
+            return [Tick()]
+        return await asyncio.to_thread(self.wait, seconds)
+
+    def close(self) -> None:
+        """Forget what is queued."""
+        self._queue.clear()
+
+    async def close_async(self) -> None:
+        """Forget what is queued."""
+        self.close()
+
+
+def memory_budget(amount: float | str) -> int:
+    """Turn bytes, a size such as "512 MiB" or a share such as "10%" of this host's memory into bytes.
+
+    The host's memory is what the container or the kernel allows this process, whichever is less.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or not positive.
+
+    Examples
+    --------
+    >>> memory_budget("512 MiB") == memory_budget(512 * 2**20) == 536870912
+    True
+    """
+    expected = f'max_bytes is bytes, a size such as "512 MiB" or a share such as "10%", got {amount!r}'
+    try:
+        if isinstance(amount, str) and amount.strip().endswith("%"):
+            nbytes = int(float(amount.strip()[:-1]) / 100 * MEMORY_LIMIT)
+        elif isinstance(amount, bool):
+            raise UsageError(expected)
+        else:
+            nbytes = int(parse_bytes(amount)) if isinstance(amount, str) else int(amount)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(expected) from None
+    if nbytes < 1:
+        raise UsageError(f"{expected}: it must be at least one byte")
+    return nbytes
+
+
+# -- on the worker ------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=32)
+def _unpack(payload: bytes) -> Work:
+    work = cloudpickle.loads(payload)
+    assert isinstance(work, Work)
+    return work
+
+
+def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> Any:
+    """Run one batch as a Dask task; the only thing of ours that Dask ever calls."""
+    here = _version()
+    worker = distributed.get_worker()
+    if version != here:
+        raise ClusterError(
+            f"worker {worker.address} has zarr_dask_stream {here}, the client has {version}: "
+            "install the same version on both"
+        )
+    key = getattr(thread_state, "key", None)
+    tasks = worker.state.tasks
+
+    def cancelled() -> bool:
+        task = tasks.get(key)
+        return task is None or task.state not in ("executing", "long-running")
+
+    return run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("zarr-dask-stream")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _read_one(payload: bytes, number: int) -> Chunk:
+    """Read one chunk for `delayed_chunks`; failures are raised."""
+    work = _unpack(payload)
+    result = run_batch(work, (range(number, number + 1),))
+    if result.failures:
+        failure = result.failures[0]
+        raise failure.error or RuntimeError(f"{failure.error_type}: {failure.message}")
+    if not result.numbers:
+        return Chunk.planned(work.plan(), number, None, missing=bool(result.skipped))
+    return Chunk.planned(work.plan(), number, result.values[0], missing=bool(result.missing))
+
+
+def delayed_chunks(work: Work, plan: ChunkPlan) -> Iterable[Any]:
+    """Yield one ``dask.delayed`` for each planned chunk, for people who compose their own graphs."""
+    payload = _pack_work(work)
+    token = hashlib.blake2b(payload, digest_size=8).hexdigest()
+    read = dask.delayed(_read_one, pure=False)
+    for number in plan:
+        index = "-".join(map(str, plan.grid.index(number))) or "0"
+        yield read(payload, number, dask_key_name=f"zds-chunk-{token}-{index}")
+
+
+def _pack_work(work: Work) -> bytes:
+    """Pickle the work, or say which of the user's functions refuses."""
+    try:
+        return bytes(cloudpickle.dumps(work))
+    except Exception as error:
+        parts = [*work.stages, *([work.fold] if work.fold else []), work.retry]
+        for part in parts:
+            try:
+                cloudpickle.dumps(part)
+            except Exception as cause:
+                raise UsageError(
+                    f"{type(part).__name__.lower()}: its function can't be sent to the workers "
+                    f"({type(cause).__name__}: {cause}). Functions travel by pickle: create locks, files "
+                    "and connections inside the function instead of closing over them"
+                ) from cause
+        raise UsageError(f"the stream can't be sent to the workers: {error}") from error
+
+
+# -- clusters and clients -----------------------------------------------------------------------------
+
+
+def in_dask_task() -> bool:
+    """Whether the calling thread is running a Dask task."""
+    return getattr(thread_state, "key", None) is not None
+
+
+def _active_client() -> distributed.Client | None:
+    """Return the client that a plain ``dask.compute`` would use here, or None."""
+    if in_dask_task():
+        return distributed.get_client()
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None
+
+
+def check_client(client: Any) -> None:
+    """Raise UsageError unless `client` is a running ``distributed.Client`` or None."""
+    if client is None:
+        return
+    if not isinstance(client, distributed.Client):
+        raise UsageError(
+            f"client must be a distributed.Client, got {type(client).__name__}; "
+            "for an address use distributed.Client(address)"
+        )
+    if client.status in ("closed", "closing"):
+        raise UsageError("the client is closed: make a new distributed.Client")
+
+
+def choose_executor(work: Work, client: distributed.Client | None, *, serial: bool) -> Executor:
+    """Choose where a run takes place.
+
+    The client given; else the active one; else this thread where `serial` allows it; else a cluster
+    inside this process, for this run only.
+    """
+    check_client(client)
+    client = client or _active_client()
+    if client is not None:
+        return DaskExecutor(client, work)
+    if serial:
+        return SerialExecutor(work)
+    return DaskExecutor(embedded_cluster(), work, own_cluster=True)
+
+
+def embedded_cluster(threads: int | None = None, processes: int = 0) -> distributed.Client:
+    """Start a cluster for one run; closing the client closes the cluster too.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Task threads; as many as there are processors by default.
+    processes : int
+        0: one worker inside this process. Otherwise so many worker processes.
+    """
+    threads = threads or dask.system.CPU_COUNT
+    cluster = distributed.LocalCluster(
+        n_workers=processes or 1,
+        threads_per_worker=max(threads // processes, 1) if processes else threads,
+        processes=bool(processes),
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+        # A worker inside this process would count all of this process's memory as its own and pause.
+        memory_limit="auto" if processes else None,
+    )
+    return distributed.Client(cluster, set_as_default=False)
+
+
+class DaskExecutor:
+    """Runs batches as ``dask.delayed`` tasks and collects them through ``as_completed``.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Whose cluster to use.
+    work : Work
+        The stream; pickled once.
+    own_cluster : bool
+        Close the client and its cluster at the end.
+    """
+
+    def __init__(self, client: distributed.Client, work: Work, *, own_cluster: bool = False) -> None:
+        self._client = client
+        self._own_cluster = own_cluster
+        self._payload: Any = _pack_work(work)
+        self._run = uuid.uuid4().hex[:8]
+        self._task = dask.delayed(_run_on_worker, pure=False)
+        self._futures: dict[int, distributed.Future] = {}
+        self._batch_of: dict[str, int] = {}
+        self._completed = distributed.as_completed(loop=client.loop)
+        self._next: asyncio.Task[Any] | None = None
+        self._gathers: set[asyncio.Task[list[Input]]] = set()
+        self._inputs: list[Input] = []
+        self._collecting: asyncio.Task[Any] | None = None
+        self._direct: bool | None = None
+        self._threads = Threads(0, 0)
+        self._polled_at = 0.0
+        self._empty_since: float | None = None
+        self._lost_since: float | None = None
+        self._seceded = False
+
+    # -- from either side ---------------------------------------------------------------------------
+
+    def start(self) -> Threads:
+        """Ask for the size of the cluster."""
+        if in_dask_task():
+            distributed.secede()
+            self._seceded = True
+        return self._sync(self._start)
+
+    async def start_async(self) -> Threads:
+        """Ask for the size of the cluster."""
+        return await self._async(self._start())
+
+    def submit(self, batches: tuple[Batch, ...]) -> None:
+        """Make one delayed task of each batch and compute them, earlier batches first."""
+        version = _version()
+        tasks = []
+        for batch in batches:
+            key = f"zds-read-{self._run}-{batch.id}-a{batch.attempt}"
+            tasks.append(self._task(self._payload, batch.ranges, version, dask_key_name=key))
+            self._batch_of[key] = batch.id
+        try:
+            futures = self._client.compute(tasks, optimize_graph=False, priority=-batches[0].id, fifo_timeout="0s")
+        except Exception as error:
+            raise self._cluster_error(f"could not send tasks: {error}") from error
+        for batch, future in zip(batches, futures, strict=True):
+            self._futures[batch.id] = future
+            self._completed.add(future)
+
+    def cancel(self, batches: tuple[int, ...]) -> None:
+        """Call batches back; the workers stop between two chunks."""
+        futures = [self._futures.pop(batch) for batch in batches if batch in self._futures]
+        if futures and self._alive:
+            self._client.loop.add_callback(self._call_back, futures)
+
+    def wait(self, seconds: float | None) -> list[Input]:
+        """Wait for tasks, for so many seconds at most."""
+        return self._sync(self._collect, seconds)
+
+    async def wait_async(self, seconds: float | None) -> list[Input]:
+        """Wait for tasks, for so many seconds at most."""
+        return await self._async(self._collect(seconds))
+
+    def close(self) -> None:
+        """Call everything back; close what was started for this run."""
+        try:
+            if self._alive:
+                self._sync(self._close)
+        finally:
+            if self._own_cluster:
+                cluster = self._client.cluster
+                self._client.close()
+                cluster.close()
+            if self._seceded:
+                self._seceded = False
+                distributed.rejoin()
+
+    async def close_async(self) -> None:
+        """Call everything back; close what was started for this run."""
+        try:
+            if self._alive:
+                await self._async(self._close())
+        finally:
+            if self._own_cluster:
+                self._own_cluster = False
+                await asyncio.to_thread(_close_cluster, self._client)
+
+    # -- two ways to the client's event loop ----------------------------------------------------------
+
+    @property
+    def _alive(self) -> bool:
+        return self._client.status not in ("closed", "closing")
+
+    def _sync(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        if self._client.asynchronous:
+            raise UsageError(
+                "the client is asynchronous: use `async for chunk in stream`, or give a client made with "
+                "asynchronous=False"
+            )
+        if not self._alive:
+            raise self._cluster_error("the client was closed while the stream ran")
+        result: T = self._client.sync(coroutine, *args)
+        return result
+
+    async def _async(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        loop = self._client.loop.asyncio_loop
+        if loop is asyncio.get_running_loop():
+            return await coroutine
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+
+    # -- on the client's event loop -------------------------------------------------------------------
+
+    async def _start(self) -> Threads:
+        if len(self._payload) > _INLINE_BYTES:
+            self._payload = await _soon(self._client.scatter(self._payload, broadcast=True, hash=False))
+        await self._poll(time.monotonic())
+        self._inputs.clear()
+        return self._threads
+
+    async def _collect(self, seconds: float | None) -> list[Input]:
+        self._collecting = asyncio.current_task()
+        end = None if seconds is None else time.monotonic() + seconds
+        while not self._inputs:
+            now = time.monotonic()
+            left = _POLL_S if end is None else min(end - now, _POLL_S)
+            if left <= 0:
+                break
+            await self._wait_for_something(left)
+            self._check_alive()
+            now = time.monotonic()
+            if now - self._polled_at > _POLL_S and self._lost_since is None:
+                await self._poll(now)
+        inputs, self._inputs = self._inputs, []
+        return inputs or [Tick()]
+
+    async def _wait_for_something(self, seconds: float) -> None:
+        waiters: set[asyncio.Task[Any]] = set(self._gathers)
+        if self._next is None and not self._completed.is_empty():
+            self._next = asyncio.ensure_future(self._completed.__anext__())
+        if self._next is not None:
+            waiters.add(self._next)
+        if not waiters:
+            await asyncio.sleep(seconds)
+            return
+        done, _ = await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._next in done:
+            self._take_completed()
+        for gather in self._gathers & done:
+            self._gathers.discard(gather)
+            self._inputs += gather.result()
+
+    def _take_completed(self) -> None:
+        assert self._next is not None
+        finished, self._next = self._next, None
+        if finished.cancelled() or finished.exception() is not None:
+            return  # StopAsyncIteration: nothing is out at the moment
+        futures = [finished.result(), *self._completed.next_batch(block=False)]
+        mine = [future for future in futures if self._batch_of.get(future.key) in self._futures]
+        if mine:
+            self._gathers.add(asyncio.ensure_future(self._fetch(mine)))
+
+    async def _fetch(self, futures: list[distributed.Future]) -> list[Input]:
+        """Bring results home, directly from the workers where they can be reached."""
+        inputs: list[Input] = []
+        finished = []
+        for future in futures:
+            if future.status == "finished":
+                finished.append(future)
+            else:
+                inputs.append(await self._judge(future))
+        if finished:
+            inputs += await self._gather(finished)
+        for future in futures:
+            batch = self._batch_of.pop(future.key)
+            self._futures.pop(batch, None)
+        return inputs
+
+    async def _gather(self, futures: list[distributed.Future]) -> list[Input]:
+        if self._direct is None:
+            self._direct = await self._can_reach_workers()
+        begin = time.monotonic()
+        try:
+            results = await _soon(self._client.gather(futures, direct=self._direct, asynchronous=True))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a result that was lost on its way is read again
+            why = f"its result was lost on the way: {error}"
+            return [BatchLost(self._batch_of[future.key], why, None, 0) for future in futures]
+        spent = (time.monotonic() - begin) / len(futures)
+        return [
+            BatchDone(self._batch_of[future.key], result, spent)
+            for future, result in zip(futures, results, strict=True)
+        ]
+
+    async def _judge(self, future: distributed.Future) -> Input:
+        """Say why a task has no result."""
+        batch = self._batch_of[future.key]
+        if future.status != "error":
+            return BatchLost(batch, "the task was called back from outside this stream", None, 0)
+        error = await _soon(future.exception())
+        if isinstance(error, distributed.KilledWorker):
+            return BatchLost(batch, _killed_message(error), error)
+        if isinstance(error, ZdsError):
+            raise error
+        if isinstance(error, ImportError) and (error.name or "").split(".")[0] == "zarr_dask_stream":
+            raise ClusterError(
+                "zarr_dask_stream is not installed on the workers. Install it in their environment (pip install "
+                "zarr-dask-stream on each host or in the image), or let Dask do it: "
+                "client.register_plugin(distributed.PipInstall(['zarr-dask-stream']))"
+            ) from error
+        raise ClusterError(
+            f"a worker could not run a batch ({type(error).__name__}: {error}). Client and workers need the "
+            "same versions of Python, dask and zarr_dask_stream, and the modules your functions come from"
+        ) from error
+
+    async def _can_reach_workers(self) -> bool:
+        try:
+            info = await asyncio.wait_for(self._client.scheduler.identity(), _NO_WORKERS_S)
+            address = next(iter(info["workers"]))
+            await asyncio.wait_for(self._client.rpc(address).identity(), _NO_WORKERS_S)
+        except Exception:  # noqa: BLE001  # any trouble on the way is a no
+            return False
+        return True
+
+    # -- the cluster --------------------------------------------------------------------------------
+
+    async def _poll(self, now: float) -> None:
+        self._polled_at = now
+        try:
+            ncores = await asyncio.wait_for(self._client.scheduler.ncores(), _RECONNECT_S)
+        except (OSError, TimeoutError):
+            return  # `_check_alive` has the say on a scheduler that does not answer
+        workers, threads = len(ncores), sum(ncores.values())
+        if workers:
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = now
+        waiting = 0.0 if self._empty_since is None else now - self._empty_since
+        current = Threads(threads, workers, waiting if waiting > _NO_WORKERS_S else 0.0)
+        if current != self._threads:
+            self._threads = current
+            self._inputs.append(current)
+
+    def _check_alive(self) -> None:
+        status = self._client.status
+        if status == "running":
+            self._lost_since = None
+            return
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        if status in ("closed", "closing") or now - self._lost_since > _RECONNECT_S:
+            raise self._cluster_error("the connection to the scheduler is lost")
+
+    def _cluster_error(self, what: str) -> ClusterError:
+        scheduler = self._client.scheduler
+        address = scheduler.address if scheduler is not None else "?"
+        return ClusterError(
+            f"{what} (scheduler {address}); start the stream again when the cluster is back: with "
+            "checkpoint=... it goes on where it stopped"
+        )
+
+    async def _call_back(self, futures: list[distributed.Future]) -> None:
+        await _soon(self._client.cancel(futures, force=True, asynchronous=True))
+
+    async def _close(self) -> None:
+        tasks = [t for t in (self._next, self._collecting, *self._gathers) if t is not None]
+        for task in tasks:
+            if not task.done() and task is not asyncio.current_task():
+                task.cancel()
+        await asyncio.gather(*(t for t in tasks if t is not asyncio.current_task()), return_exceptions=True)
+        self._completed.clear()
+        futures = list(self._futures.values())
+        if isinstance(self._payload, distributed.Future):
+            futures.append(self._payload)
+        self._futures.clear()
+        if futures and self._client.status == "running":
+            await self._call_back(futures)
+
+
+def _close_cluster(client: distributed.Client) -> None:
+    cluster = client.cluster
+    client.close()
+    cluster.close()
+
+
+def _killed_message(error: distributed.KilledWorker) -> str:
+    last = getattr(error, "last_worker", None)
+    where = f"; the last was {getattr(last, 'address', last)}" if last is not None else ""
+    deaths = getattr(error, "allowed_failures", 0) + 1
+    return f"{deaths} worker(s) died while they had it{where}"
+
+
+async def _soon(value: Any) -> Any:
+    """Await what a Dask method returns on its own event loop (a few return plain values there)."""
+    return await value if isinstance(value, Awaitable) else value

@@ -1,0 +1,514 @@
+"""The machine that decides: inputs in, instructions out. No clock, no wait, no Dask.
+
+The loop in ``stream.py`` feeds `Supervisor.handle` with what happened and the time, and carries out
+what comes back. Each planned chunk walks one road::
+
+    planned --cut--> running --done--> emitted | filtered | skipped
+                        |
+                        +--failed--> waiting (backoff) --due--> running
+                        |                 ...until the policy gives up--> dead letter
+                        +--worker lost--> split, running again under a new batch
+    anything not settled when the run ends: cancelled
+
+Invariants, held at every step (`check` asserts them, and the tests call it after each input):
+
+- chunks and bytes in flight never pass the window's limits, but for one oversized chunk alone;
+- in flight = running + waiting + in the outbox;
+- planned = emitted + filtered + skipped + dead-lettered + in flight + not cut yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from zarr_dask_stream.engine.batching import Batcher, Cutter
+from zarr_dask_stream.engine.events import (
+    Batch,
+    BatchDone,
+    BatchFinished,
+    BatchLost,
+    BatchResult,
+    BatchSubmitted,
+    Category,
+    ChunkDeadLettered,
+    ChunkRetried,
+    ChunksCancelled,
+    ChunksEmitted,
+    ChunksFiltered,
+    ChunksSkipped,
+    ClusterChanged,
+    DeadLetter,
+    Failure,
+    Input,
+    Notice,
+    RunFinished,
+    Threads,
+)
+from zarr_dask_stream.engine.retry import GiveUp, RetryPolicy
+from zarr_dask_stream.engine.window import Item, Outbox, Window
+from zarr_dask_stream.errors import ClusterError, StoreNotVisibleError, ZdsError
+from zarr_dask_stream.source.selection import ChunkPlan, decode_numbers, encode_numbers
+
+__all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Submit", "Supervisor"]
+
+_SPLIT = 8  # a batch that lost its worker comes back in so many pieces
+_DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
+_RETRY_GROUP = 64  # chunks whose retries fall due together share a task, up to so many
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Send these batches to the workers."""
+
+    batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Call these batches back; what still comes of them is ignored."""
+
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Merge a partial of the reduction into what there is."""
+
+    partial: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Tell the observers."""
+
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Stop the run with this error: nothing that follows could be right."""
+
+    error: ZdsError
+
+
+Instruction = Submit | Cancel | Fold | Notify | Abort
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many planned chunks have reached each end."""
+
+    emitted: int = 0
+    filtered: int = 0
+    skipped: int = 0
+    dead: int = 0
+    cancelled: int = 0
+
+    @property
+    def settled(self) -> int:
+        """Chunks that have reached one."""
+        return self.emitted + self.filtered + self.skipped + self.dead + self.cancelled
+
+
+@dataclass(slots=True)
+class _Running:
+    batch: Batch
+    since: float
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What is known of a chunk that has failed at least once."""
+
+    attempts: int = 0
+    first_at: float = 0.0
+    deaths: int = 0
+
+
+@dataclass(order=True, slots=True)
+class _Waiting:
+    due: float
+    serial: int
+    numbers: tuple[int, ...] = field(compare=False)
+    alone: bool = field(compare=False, default=False)
+
+
+class Supervisor:
+    """Decides what to submit, to retry, to give up and to hand out.
+
+    Parameters
+    ----------
+    plan : ChunkPlan
+        Where the chunks are.
+    cutter : Cutter
+        The planned numbers, in the order of submission.
+    window : Window
+        Credit; see its rules.
+    batcher : Batcher
+        Size of batches.
+    policy : RetryPolicy
+        Judge of failures.
+    chunk_nbytes : int
+        Decoded bytes of one chunk: what each costs the window.
+    total : int or None
+        Planned chunks, or None until a `where` predicate has been walked.
+    ordered : bool
+        Hand out in the order of submission.
+    limit : int or None
+        Hand out so many items and stop.
+    deliver : bool
+        False where nobody takes items (a run for its effects): done is taken.
+    depth : int or None
+        Most batches submitted and not finished; None: two for each thread and one more.
+    rng : random.Random
+        Source of the jitter.
+    """
+
+    def __init__(
+        self,
+        plan: ChunkPlan,
+        cutter: Cutter,
+        window: Window,
+        batcher: Batcher,
+        policy: RetryPolicy,
+        *,
+        chunk_nbytes: int,
+        total: int | None = None,
+        ordered: bool = True,
+        limit: int | None = None,
+        deliver: bool = True,
+        depth: int | None = None,
+        threads: int = 1,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._plan = plan
+        self._cutter = cutter
+        self.window = window
+        self._batcher = batcher
+        self._policy = policy
+        self._chunk_nbytes = chunk_nbytes
+        self._total = total
+        self._limit = limit
+        self._deliver = deliver
+        self._depth = depth
+        self._rng = rng or random.Random(0)  # noqa: S311  # jitter is not a secret
+        self._threads = threads
+        self._outbox = Outbox(ordered=ordered)
+        self._running: dict[int, _Running] = {}
+        self._waiting: list[_Waiting] = []
+        self._trouble: dict[int, _Trouble] = {}
+        self._serial = 0
+        self._submitted = 0
+        self._retries = 0
+        self._want = 1
+        self._taken: list[int] = []
+        self._finished = False
+        self.counts = Counts()
+
+    # -- what the loop asks -------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether every planned chunk has reached its end, or enough have been handed out."""
+        if self._limit is not None and self.counts.emitted >= self._limit:
+            return True
+        return not (self._running or self._waiting or len(self._outbox)) and self._cutter.exhausted
+
+    @property
+    def hungry(self) -> bool:
+        """Whether the consumer has made enough room for another batch."""
+        return (
+            len(self._running) < self._most_running
+            and self.window.room(self._chunk_nbytes) >= self._want
+            and not self._cutter.exhausted
+        )
+
+    def next_timer(self) -> float | None:
+        """Time of the next thing to do without an input, or None."""
+        return self._waiting[0].due if self._waiting else None
+
+    def take(self) -> Item | None:
+        """Hand the next item out, if one may leave; its credit returns."""
+        if self._limit is not None and self.counts.emitted >= self._limit:
+            return None
+        item = self._outbox.pop()
+        if item is not None:
+            self._taken.append(item.number)
+            self.counts.emitted += 1
+            self.window.release(1, self._chunk_nbytes)
+        return item
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks submitted and not taken yet."""
+        return self.window.chunks
+
+    @property
+    def running(self) -> int:
+        """Batches out on the cluster."""
+        return len(self._running)
+
+    # -- the machine --------------------------------------------------------------------------------
+
+    def handle(self, event: Input, now: float) -> list[Instruction]:
+        """Take one input at time `now` and say what to do."""
+        if self._finished:
+            return []
+        out: list[Instruction] = []
+        self._flush_taken(now, out)
+        if isinstance(event, BatchDone):
+            self._batch_done(event, now, out)
+        elif isinstance(event, BatchLost):
+            self._batch_lost(event, now, out)
+        elif isinstance(event, Threads):
+            self._threads = max(event.threads, 1)
+            out.append(Notify(ClusterChanged(now, event.workers, event.threads, event.waiting_s)))
+        self._submit_due(now, out)
+        self._submit_new(now, out)
+        return out
+
+    def finish(self, outcome: str, now: float, *, consumer_s: float = 0.0, error: str = "") -> list[Instruction]:
+        """End the run: call back what is out, and account for what was never handed out."""
+        if self._finished:
+            return []
+        self._finished = True
+        out: list[Instruction] = []
+        self._flush_taken(now, out)
+        if self._running:
+            out.append(Cancel(tuple(self._running)))
+        left = self.window.chunks + self._cutter.rest()
+        self.counts.cancelled = left
+        if left:
+            out.append(Notify(ChunksCancelled(now, left)))
+        out.append(
+            Notify(
+                RunFinished(
+                    now, outcome, self.counts.settled, consumer_s,
+                    self.window.peak_chunks, self.window.peak_bytes, error,
+                )
+            )
+        )  # fmt: skip
+        self._running.clear()
+        self._waiting.clear()
+        return out
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        running = sum(r.batch.count for r in self._running.values())
+        waiting = sum(len(w.numbers) for w in self._waiting)
+        limits = self.window.limits
+        if not self._finished:
+            # Dropped chunks may sit in the reorder buffer as place holders without credit.
+            assert running + waiting <= self.window.chunks <= running + waiting + len(self._outbox)
+            assert self.window.nbytes == self.window.chunks * self._chunk_nbytes
+        if self.window.chunks > 1:
+            assert self.window.nbytes <= limits.nbytes
+        if limits.chunks is not None:
+            assert self.window.chunks <= limits.chunks
+        if self._total is not None:
+            assert self.counts.settled + self.window.chunks * (not self._finished) <= self._total
+
+    # -- outcomes -----------------------------------------------------------------------------------
+
+    def _batch_done(self, event: BatchDone, now: float, out: list[Instruction]) -> None:
+        running = self._running.pop(event.batch, None)
+        if running is None:
+            return  # called back earlier: its chunks have gone another way
+        result = event.result
+        elapsed = now - running.since
+        out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s)))
+        self._batcher.observe(running.batch.count - len(result.unattempted), result.stats)
+        if result.partial is not None:
+            out.append(Fold(result.partial))
+        self._settle_values(result, now, out)
+        if result.filtered:
+            self.counts.filtered += len(result.filtered)
+            self._drop(result.filtered)
+            out.append(Notify(ChunksFiltered(now, tuple(result.filtered))))
+        if result.skipped:
+            self.counts.skipped += len(result.skipped)
+            self._drop(result.skipped)
+            out.append(Notify(ChunksSkipped(now, encode_numbers(result.skipped), len(result.skipped))))
+        for failure in result.failures:
+            self._chunk_failed(failure, now, out)
+        if result.unattempted:
+            self._wait(tuple(result.unattempted), now)
+
+    def _settle_values(self, result: BatchResult, now: float, out: list[Instruction]) -> None:
+        if not result.numbers:
+            return
+        if self._trouble:
+            for number in result.numbers:
+                self._trouble.pop(number, None)
+        if self._deliver and result.partial is None:
+            missing = result.missing
+            self._outbox.extend(
+                Item(number, value, number in missing)
+                for number, value in zip(result.numbers, result.values, strict=True)
+            )
+            return
+        self.counts.emitted += len(result.numbers)
+        self._drop(result.numbers)
+        out.append(Notify(ChunksEmitted(now, tuple(result.numbers))))
+
+    def _chunk_failed(self, failure: Failure, now: float, out: list[Instruction]) -> None:
+        if failure.category is Category.NOT_VISIBLE:
+            out.append(Abort(_abort_error(failure)))
+            return
+        trouble = self._trouble.setdefault(failure.number, _Trouble(first_at=now))
+        trouble.attempts += 1
+        verdict = self._policy.decide(failure, trouble.attempts, now - trouble.first_at, self._rng, self._retries)
+        if isinstance(verdict, GiveUp):
+            self._bury(failure, verdict.why, now, out)
+            return
+        self._retries += 1
+        out.append(Notify(ChunkRetried(now, failure, trouble.attempts, verdict.delay_s)))
+        alone = failure.category is Category.TIMEOUT
+        self._wait((failure.number,), now + verdict.delay_s, alone=alone)
+
+    def _bury(self, failure: Failure, why: str, now: float, out: list[Instruction]) -> None:
+        trouble = self._trouble.pop(failure.number)
+        letter = DeadLetter(
+            index=self._plan.grid.index(failure.number),
+            region=self._plan.region(failure.number),
+            attempts=trouble.attempts + trouble.deaths,
+            category=failure.category.value,
+            error_type=failure.error_type,
+            message=f"{failure.message} (given up: {why})",
+            worker=failure.worker,
+            traceback=failure.traceback,
+            error=failure.error,
+        )
+        self.counts.dead += 1
+        self._drop([failure.number])
+        out.append(Notify(ChunkDeadLettered(now, failure.number, letter)))
+
+    def _batch_lost(self, event: BatchLost, now: float, out: list[Instruction]) -> None:
+        running = self._running.pop(event.batch, None)
+        if running is None:
+            return
+        batch = running.batch
+        elapsed = now - running.since
+        out.append(Notify(BatchFinished(now, batch, None, elapsed, 0.0, lost=event.reason)))
+        if event.deaths == 0:  # called back from outside: nobody's fault
+            self._wait(tuple(decode_numbers(batch.ranges)), now)
+        elif batch.count > 1:
+            numbers = list(decode_numbers(batch.ranges))
+            piece = -(-len(numbers) // _SPLIT)
+            for at in range(0, len(numbers), piece):
+                self._wait(tuple(numbers[at : at + piece]), now, alone=True)
+        else:
+            self._single_lost(batch.ranges[0][0], event, now, out)
+
+    def _single_lost(self, number: int, event: BatchLost, now: float, out: list[Instruction]) -> None:
+        """Judge a chunk that was alone when its worker died: now the blame has an address."""
+        trouble = self._trouble.setdefault(number, _Trouble(first_at=now))
+        trouble.deaths += 1
+        failure = Failure(
+            number,
+            Category.CLUSTER,
+            type(event.error).__name__ if event.error else "WorkerLost",
+            event.reason,
+            error=event.error,
+        )
+        if trouble.deaths >= _DEATHS:
+            self._bury(failure, f"the chunk lost its worker {trouble.deaths} times while alone", now, out)
+            return
+        self._retries += 1
+        out.append(Notify(ChunkRetried(now, failure, trouble.attempts + trouble.deaths, 0.0)))
+        self._wait((number,), now, alone=True)
+
+    # -- submission ---------------------------------------------------------------------------------
+
+    @property
+    def _most_running(self) -> int:
+        return self._depth if self._depth is not None else 2 * self._threads + 1
+
+    def _submit_new(self, now: float, out: list[Instruction]) -> None:
+        batches: list[Batch] = []
+        while len(self._running) < self._most_running and not self._cutter.exhausted:
+            size = self._next_size()
+            if size < 1 or self.window.room(self._chunk_nbytes) < size:
+                break
+            ranges = self._cutter.cut(size)
+            self._submitted += sum(len(run) for run in ranges)
+            self._outbox.expect(ranges)
+            batches.append(self._start(ranges, now, credit=True))
+        self._announce(batches, now, out)
+
+    def _next_size(self) -> int:
+        remaining = None if self._total is None else self._total - self._submitted
+        size = self._batcher.size(
+            capacity=self.window.limits.capacity(self._chunk_nbytes),
+            remaining=remaining,
+            threads=self._threads,
+        )
+        if self._limit is not None:
+            size = min(size, self._limit - self.counts.emitted - self.window.chunks)
+        self._want = max(size, 1)
+        return size
+
+    def _submit_due(self, now: float, out: list[Instruction]) -> None:
+        batches: list[Batch] = []
+        group: list[int] = []
+        while self._waiting and self._waiting[0].due <= now:
+            waiting = heapq.heappop(self._waiting)
+            if waiting.alone:
+                batches.append(self._start(encode_numbers(waiting.numbers), now))
+                continue
+            group.extend(waiting.numbers)
+            if len(group) >= _RETRY_GROUP:
+                batches.append(self._start(encode_numbers(group), now))
+                group = []
+        if group:
+            batches.append(self._start(encode_numbers(group), now))
+        self._announce(batches, now, out)
+
+    def _start(self, ranges: tuple[range, ...], now: float, *, credit: bool = False) -> Batch:
+        count = sum(len(run) for run in ranges)
+        nbytes = count * self._chunk_nbytes
+        self._serial += 1
+        first = self._trouble.get(ranges[0][0])
+        batch = Batch(self._serial, ranges, count, nbytes, 1 if first is None else first.attempts + 1)
+        if credit:
+            self.window.reserve(count, nbytes)
+        self._running[batch.id] = _Running(batch, now)
+        return batch
+
+    def _announce(self, batches: list[Batch], now: float, out: list[Instruction]) -> None:
+        if batches:
+            out.append(Submit(tuple(batches)))
+            chunks, nbytes = self.window.chunks, self.window.nbytes
+            out.extend(Notify(BatchSubmitted(now, batch, chunks, nbytes)) for batch in batches)
+
+    def _wait(self, numbers: tuple[int, ...], due: float, *, alone: bool = False) -> None:
+        self._serial += 1
+        heapq.heappush(self._waiting, _Waiting(due, self._serial, numbers, alone))
+
+    def _drop(self, numbers: Iterable[int]) -> None:
+        count = 0
+        for number in numbers:
+            self._outbox.drop(number)
+            count += 1
+        self.window.release(count, count * self._chunk_nbytes)
+
+    def _flush_taken(self, now: float, out: list[Instruction]) -> None:
+        if self._taken:
+            out.append(Notify(ChunksEmitted(now, tuple(self._taken))))
+            self._taken = []
+
+
+_ABORTS: dict[Category, Callable[[str], ZdsError]] = {
+    Category.NOT_VISIBLE: StoreNotVisibleError,
+    Category.CLUSTER: ClusterError,
+}
+
+
+def _abort_error(failure: Failure) -> ZdsError:
+    if isinstance(failure.error, ZdsError):
+        return failure.error
+    return _ABORTS[failure.category](failure.message)

@@ -1,0 +1,369 @@
+"""What runs on a worker: read a batch of chunks, put them through the stages, say what became of each.
+
+`run_batch` never raises for a chunk: failures are outcomes, named chunk by chunk. `run_guarded` adds
+a deadline: the batch runs in a thread of its own, and if one chunk hangs, the thread is left behind
+and the outcomes so far go home.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from zarr_dask_stream.engine.events import BatchResult, Failure
+from zarr_dask_stream.engine.retry import RetryPolicy, classify
+from zarr_dask_stream.errors import MissingChunkError
+from zarr_dask_stream.source.array import ArraySpec, check_visible
+from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.grid import Region
+from zarr_dask_stream.source.reader import ChunkRead, read_chunks
+from zarr_dask_stream.source.selection import ChunkPlan, Missing, decode_numbers
+from zarr_dask_stream.stages.combine import Fold, Partials, merge_partials
+from zarr_dask_stream.stages.transform import Stage, compile_stages
+
+__all__ = ["Work", "run_batch", "run_guarded", "zombies"]
+
+_GRACE_S = 2.0  # beyond the reader's own timeout, before a silent thread is given up
+_zombies: list[threading.Thread] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """All a worker needs to know of a stream; sent with every batch, unpacked once per process.
+
+    `timeout` is seconds for one attempt at one chunk, or None. `fetches` is how many requests one
+    batch keeps in flight on a remote store, or None to leave it to the reader.
+    """
+
+    spec: ArraySpec
+    box: Region
+    missing: Missing = "fill"
+    timeout: float | None = 60.0
+    fetches: int | None = None
+    stages: tuple[Stage, ...] = ()
+    fold: Fold | None = None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    discard: bool = False
+
+    def plan(self) -> ChunkPlan:
+        """Return the plan as far as a worker needs it: places, not which chunks are wanted."""
+        return ChunkPlan(self.spec.grid, self.box)
+
+
+class _Run:
+    """One batch on its way through. What it has done so far can be read from another thread."""
+
+    def __init__(self, work: Work, numbers: list[int], worker: str, cancelled: Callable[[], bool]) -> None:
+        self.work = work
+        self.numbers = numbers
+        self.worker = worker
+        self.cancelled = cancelled
+        self.result = BatchResult()
+        self.values: list[Any] = []
+        self.missing: list[int] = []
+        self.partials: Partials = {}
+        self.redo: list[int] = []
+        self.careful = False
+        self.lock = threading.Lock()
+        self.marked = time.perf_counter()
+        self.current: int | None = None
+        self.abandoned = False
+        self._plan = work.plan()
+
+    # -- the walk -----------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        begin = time.perf_counter()
+        stats = self.result.stats
+        try:
+            check_visible(self.work.spec)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the outcome of every chunk
+            self._all_failed(error)
+        else:
+            stats.setup_s = time.perf_counter() - begin
+            self._walk()
+        stats.wall_s = time.perf_counter() - begin
+
+    def _walk(self) -> None:
+        work = self.work
+        apply = compile_stages(work.stages)
+        reads = read_chunks(
+            work.spec,
+            self.numbers,
+            box=None if self._plan.whole else work.box,
+            fill=work.missing == "fill",
+            timeout=work.timeout,
+            concurrency=work.fetches,
+        )
+        settle = self._settle
+        stats = self.result.stats
+        latency = stats.latency
+        check_at = time.perf_counter() + 0.1
+        try:
+            for read in reads:
+                took = read.fetch_s + read.decode_s
+                stats.fetch_s += read.fetch_s
+                stats.decode_s += read.decode_s
+                stats.bytes_stored += read.stored_bytes
+                bucket = latency_bucket(took)
+                latency[bucket] = latency.get(bucket, 0) + 1
+                self.current = read.number
+                begin = time.perf_counter()
+                settle(read, apply)
+                self.marked = end = time.perf_counter()
+                self.current = None
+                stats.compute_s += end - begin
+                if self.abandoned or (end > check_at and self.cancelled()):
+                    break
+                if end > check_at:
+                    check_at = end + 0.1
+        finally:
+            close = getattr(reads, "close", None)
+            if close is not None:
+                close()
+
+    def _settle(self, read: ChunkRead, apply: Callable[[Chunk], Chunk | None]) -> None:
+        """Decide what becomes of one chunk that was read."""
+        if self.abandoned:
+            return
+        number, work, result = read.number, self.work, self.result
+        if read.error is not None:
+            result.failures.append(self._failure(number, read.error))
+            return
+        if read.missing and work.missing != "fill":
+            if work.missing == "skip":
+                result.skipped.append(number)
+            else:
+                index = work.spec.grid.index(number)
+                error = MissingChunkError(f'chunk {index} of {work.spec.store.url} is not stored and missing="raise"')
+                result.failures.append(self._failure(number, error))
+            return
+        data = read.data
+        if data is not None:
+            result.stats.bytes_decoded += data.nbytes
+        chunk: Chunk | None = Chunk.planned(self._plan, number, data, read.missing)
+        try:
+            if work.stages:
+                assert chunk is not None
+                chunk = apply(chunk)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's function may raise anything
+            result.failures.append(self._failure(number, error, in_function=True))
+            return
+        if chunk is not None and work.fold is not None and not self._fold(work.fold, number, chunk):
+            return
+        self._commit(number, chunk, missing=read.missing)
+
+    def _fold(self, fold: Fold, number: int, chunk: Chunk) -> bool:
+        """Fold one chunk; a reducer that raises half-way must not leave half a chunk behind.
+
+        Chunks are folded straight into the batch's partial until one raises. Then that partial can't
+        be trusted: it is dropped, its chunks are handed back to be read again, and the rest of the
+        batch is folded carefully, each chunk on its own before it is merged.
+        """
+        try:
+            if self.careful:
+                alone: Partials = {}
+                fold.add(alone, chunk)
+                merge_partials(fold.reducer, self.partials, alone)
+            else:
+                fold.add(self.partials, chunk)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's reducer may raise anything
+            with self.lock:
+                if not self.careful:
+                    self._forget_partials()
+                self.careful = True
+            self.result.failures.append(self._failure(number, error, in_function=True))
+            return False
+        return True
+
+    def _forget_partials(self) -> None:
+        self.redo += self.result.numbers
+        self.result.numbers = []
+        self.missing = []
+        self.partials = {}
+
+    def _commit(self, number: int, chunk: Chunk | None, *, missing: bool) -> None:
+        with self.lock:
+            if self.abandoned:
+                return  # the outcomes have gone home without this thread
+            if chunk is None:
+                self.result.filtered.append(number)
+                return
+            self.result.numbers.append(number)
+            if self.work.fold is None and not self.work.discard:
+                self.values.append(chunk.data)
+            if missing:
+                self.missing.append(number)
+
+    # -- failures -----------------------------------------------------------------------------------
+
+    def _failure(self, number: int, error: BaseException, *, in_function: bool = False) -> Failure:
+        category = classify(error, in_function=in_function)
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        return Failure(
+            number=number,
+            category=category,
+            error_type=type(error).__name__,
+            message=_first_line(error),
+            retryable=in_function and self.work.retry.wants(error),
+            error=_portable(error),
+            traceback="".join(lines[-12:]) if in_function else "",
+            worker=self.worker,
+        )
+
+    def _all_failed(self, error: BaseException) -> None:
+        self.result.failures.extend(self._failure(number, error) for number in self.numbers)
+
+    # -- the way home -------------------------------------------------------------------------------
+
+    def finish(self, *, hung: bool = False) -> BatchResult:
+        """Close the accounts: what has no outcome was not attempted, or hung."""
+        result = self.result
+        if hung:
+            with self.lock:
+                self.abandoned = True
+                if self.work.fold is not None and self.current is not None:
+                    self._forget_partials()  # the thread may hang in the middle of a fold
+        result.stats.worker = self.worker
+        result.missing = frozenset(self.missing)
+        result.values, nbytes = _pack(self.values)
+        result.stats.bytes_result = nbytes
+        if self.work.fold is not None:
+            result.partial = self.partials or None
+        seen = {*result.numbers, *result.filtered, *result.skipped, *(f.number for f in result.failures)}
+        rest = [number for number in self.numbers if number not in seen] if len(seen) < len(self.numbers) else []
+        if hung and rest:
+            guilty = self.current if self.current in rest else rest[0]
+            rest.remove(guilty)
+            what = "a stage function" if self.current is not None else "reading it"
+            error = TimeoutError(f"{what} took longer than the timeout of {self.work.timeout} s")
+            result.failures.append(self._failure(guilty, error))
+        result.unattempted = rest
+        return result
+
+
+def latency_bucket(seconds: float) -> int:
+    """Bucket of a duration on a log scale, eight buckets to a factor of two.
+
+    Examples
+    --------
+    >>> latency_bucket(1.0), latency_bucket(2.0), latency_bucket(0.0)
+    (0, 8, -240)
+    """
+    return max(math.floor(math.log2(max(seconds, 1e-9)) * 8), -240)
+
+
+def run_batch(
+    work: Work,
+    ranges: tuple[range, ...],
+    *,
+    worker: str = "",
+    cancelled: Callable[[], bool] = lambda: False,
+) -> BatchResult:
+    """Read and process a batch in the calling thread.
+
+    Parameters
+    ----------
+    work : Work
+        The stream.
+    ranges : tuple of range
+        Chunk numbers.
+    worker : str
+        Name of this worker, for reports.
+    cancelled : callable
+        Asked every 0.1 s or so: True cuts the batch short.
+    """
+    run = _Run(work, list(decode_numbers(ranges)), worker or _here(), cancelled)
+    run.go()
+    return run.finish()
+
+
+def run_guarded(
+    work: Work,
+    ranges: tuple[range, ...],
+    *,
+    worker: str = "",
+    cancelled: Callable[[], bool] = lambda: False,
+) -> BatchResult:
+    """Like `run_batch`, but give up on a chunk that hangs beyond the timeout.
+
+    The hanging thread can't be stopped; it is left behind as a daemon and counted by `zombies`.
+    """
+    if work.timeout is None:
+        return run_batch(work, ranges, worker=worker, cancelled=cancelled)
+    run = _Run(work, list(decode_numbers(ranges)), worker or _here(), cancelled)
+    problem: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            run.go()
+        except BaseException as error:  # noqa: BLE001  # carried over to the task's own thread
+            problem.append(error)
+
+    thread = threading.Thread(target=body, name="zds-batch", daemon=True)
+    thread.start()
+    allowed = work.timeout + _GRACE_S
+    while True:
+        thread.join(max(run.marked + allowed - time.perf_counter(), 0.001))
+        if not thread.is_alive():
+            break
+        if time.perf_counter() - run.marked > allowed:
+            _zombies.append(thread)
+            return run.finish(hung=True)
+    if problem:
+        raise problem[0]
+    return run.finish()
+
+
+def zombies() -> int:
+    """Count threads of this process that were left behind and still run."""
+    _zombies[:] = [thread for thread in _zombies if thread.is_alive()]
+    return len(_zombies)
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}:{threading.get_native_id()}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text or type(error).__name__
+
+
+def _portable(error: BaseException) -> BaseException | None:
+    """Return the exception if it survives the trip to the client, else None."""
+    try:
+        copy = cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # noqa: BLE001  # a user's exception may refuse in any way
+        return None
+    return error if type(copy) is type(error) else None
+
+
+def _pack(values: list[Any]) -> tuple[Any, int]:
+    """Turn scalars of one kind into one array, so that they travel as one buffer; count bytes."""
+    if not values:
+        return (), 0
+    first = values[0]
+    if isinstance(first, np.generic) and not isinstance(first, np.void):
+        kind = type(first)
+        if all(type(value) is kind and value.dtype == first.dtype for value in values):
+            packed = np.array(values, dtype=first.dtype)
+            return packed, packed.nbytes
+    return values, sum(_nbytes(value) for value in _some(values)) * len(values) // min(len(values), 16)
+
+
+def _some(values: list[Any]) -> Iterator[Any]:
+    yield from values[:16]
+
+
+def _nbytes(value: Any) -> int:
+    return int(getattr(value, "nbytes", 64))
