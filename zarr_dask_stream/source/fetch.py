@@ -1,0 +1,241 @@
+"""Many requests in flight on a remote store, while the calling thread decodes what has arrived.
+
+The calling thread hands requests over in small lots and takes answers out; the loop's thread keeps as
+many in flight as `Limit` allows. What has been handed over and not taken is bounded, by number and by
+bytes, so that a slow consumer stops the fetching.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+from zarr_dask_stream.errors import StoreError
+from zarr_dask_stream.source.backend import RemoteBytes
+
+__all__ = ["Answer", "Fetcher", "Limit", "Request", "coalesce"]
+
+#: Encoded bytes that may be on their way or waiting, at most; one request always passes.
+MAX_AHEAD_BYTES = 1 << 28
+_CLOSE_S = 5.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A key, or a part of one: ``start:stop``, or with a negative `start` and no `stop` its last bytes."""
+
+    tag: Any
+    key: str
+    start: int | None = None
+    stop: int | None = None
+    cost_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request: the bytes, None where the key is not there, or an error."""
+
+    request: Request
+    data: bytes | None
+    error: Exception | None
+    seconds: float
+
+
+class Limit:
+    """How many requests to keep in flight, adapted to the latency that is measured.
+
+    While answers take about as long as the fastest did lately, requests don't wait for one another and
+    more are sent; once they take longer, they only queue up at the server and fewer are sent. A refusal
+    ("slow down") halves the number. The idea is that of delay-based congestion control (TCP Vegas).
+
+    Examples
+    --------
+    >>> limit = Limit(8, least=1, most=64)
+    >>> for _ in range(200):
+    ...     limit.observe(0.030)
+    >>> limit.current > 8
+    True
+    >>> fixed = Limit(4, least=4, most=4)
+    >>> fixed.observe(0.5, refused=True)
+    >>> fixed.current
+    4
+    """
+
+    def __init__(self, start: int, *, least: int, most: int) -> None:
+        self._value, self._least, self._most = float(start), least, most
+        self._fastest_s = float("inf")
+
+    @property
+    def current(self) -> int:
+        """Requests to keep in flight."""
+        return int(self._value)
+
+    def observe(self, seconds: float, *, refused: bool = False) -> None:
+        """Take note of one answer."""
+        if refused:
+            self._value = max(self._least, self._value / 2)
+            return
+        # The yardstick ages slowly, so that a store that became slower for good is not strangled.
+        self._fastest_s = min(self._fastest_s * 1.001, seconds)
+        waiting = self._value * (1 - self._fastest_s / max(seconds, 1e-9))
+        step = 1.0 if waiting < self._value * 0.4 else -1.0 if waiting > self._value * 0.7 else 0.0
+        self._value = min(self._most, max(self._least, self._value + step / max(1.0, self._value) * 2))
+
+
+class Fetcher:
+    """Requests in, answers out, in the order of arrival.
+
+    Parameters
+    ----------
+    store : RemoteBytes
+        Where to read.
+    limit : Limit
+        How many at once; shared by those who read the same store.
+    timeout : float or None
+        Seconds for one request.
+    """
+
+    def __init__(self, store: RemoteBytes, limit: Limit, *, timeout: float | None) -> None:
+        self._store, self._limit, self._timeout = store, limit, timeout
+        self._loop = store.loop
+        self._pending: deque[Request] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._closed = False
+        self._idle = threading.Event()
+        self.outstanding = 0
+        self.outstanding_bytes = 0
+
+    @property
+    def room(self) -> int:
+        """How many more requests may be handed over now."""
+        if self.outstanding and self.outstanding_bytes >= MAX_AHEAD_BYTES:
+            return 0
+        return max(0, 2 * self._limit.current - self.outstanding)
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Hand requests over."""
+        lot = list(requests)
+        if lot:
+            self.outstanding += len(lot)
+            self.outstanding_bytes += sum(request.cost_bytes for request in lot)
+            self._loop.call_soon_threadsafe(self._accept, lot)
+
+    def next(self) -> Answer:
+        """Wait for the next answer."""
+        while True:
+            try:
+                answer = self._answers.get(timeout=_POLL_S)
+                break
+            except queue.Empty:
+                if not self._loop.is_running():
+                    raise StoreError(f"the thread that reads {self._store.url} has stopped") from None
+        self.outstanding -= 1
+        self.outstanding_bytes -= answer.request.cost_bytes
+        return answer
+
+    # -- on the loop's thread -----------------------------------------------------------------
+
+    def _accept(self, lot: list[Request]) -> None:
+        self._pending.extend(lot)
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._pending and not self._closed and len(self._tasks) < self._limit.current:
+            task = self._loop.create_task(self._one(self._pending.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._closed and not self._tasks:
+            self._idle.set()
+        self._pump()
+
+    async def _one(self, request: Request) -> None:
+        begin = perf_counter()
+        data: bytes | None = None
+        error: Exception | None = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                data = await self._store.fetch(request.key, request.start, request.stop)
+        except TimeoutError:
+            text = f"reading {request.key} of {self._store.url} took longer than {self._timeout} s"
+            error = TimeoutError(errno.ETIMEDOUT, text)
+        except Exception as problem:  # noqa: BLE001  # every failure belongs to its request
+            error = problem
+        seconds = perf_counter() - begin
+        refused = isinstance(error, OSError) and error.errno == errno.EBUSY
+        if error is None or refused:
+            self._limit.observe(seconds, refused=refused)
+        self._answers.put(Answer(request, data, error, seconds))
+
+    def _cancel(self) -> None:
+        self._closed = True
+        self._pending.clear()
+        for task in self._tasks:
+            task.cancel()
+        if not self._tasks:
+            self._idle.set()
+
+    # -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Cancel what is in flight and wait until it is gone."""
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._cancel)
+            self._idle.wait(_CLOSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def coalesce(
+    spans: Iterable[tuple[int, int, Any]], *, max_gap: int, max_bytes: int
+) -> list[tuple[int, int, list[tuple[int, int, Any]]]]:
+    """Join byte ranges that lie close to one another.
+
+    Parameters
+    ----------
+    spans : iterable of (start, stop, tag)
+        The ranges that are wanted.
+    max_gap : int
+        Bytes between two ranges that may be read for nothing.
+    max_bytes : int
+        Length that a joined range must not pass (a single longer one stays as it is).
+
+    Returns
+    -------
+    list of (start, stop, members)
+        In order of their places.
+
+    Examples
+    --------
+    >>> coalesce([(0, 10, "a"), (50, 60, "c"), (12, 20, "b")], max_gap=4, max_bytes=100)
+    [(0, 20, [(0, 10, 'a'), (12, 20, 'b')]), (50, 60, [(50, 60, 'c')])]
+    """
+    joined: list[tuple[int, int, list[tuple[int, int, Any]]]] = []
+    for span in sorted(spans, key=lambda span: span[:2]):
+        start, stop, _ = span
+        if joined:
+            first, last, members = joined[-1]
+            if start - last <= max_gap and max(last, stop) - first <= max_bytes:
+                members.append(span)
+                joined[-1] = first, max(last, stop), members
+                continue
+        joined.append((start, stop, [span]))
+    return joined

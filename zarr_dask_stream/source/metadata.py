@@ -1,0 +1,306 @@
+"""Finding and checking metadata documents: plain JSON, before zarr-python interprets it.
+
+A node is looked for where its own document should be (version 3, then 2), then in the consolidated
+metadata of the groups above it, so that consolidated-only stores work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zarr_dask_stream.errors import MetadataError, StoreError
+from zarr_dask_stream.source.backend import ByteStore
+
+__all__ = ["ArraySummary", "Node", "check_structure", "find_node", "join", "summarize", "walk_arrays"]
+
+_MAX_LENGTH = 2**63 - 1
+_MAX_CHUNK_BYTES = 1 << 40
+_MAX_AXES = 32
+_NO_STRUCTURE = frozenset({"attributes", "consolidated_metadata"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """A metadata document and where it was found.
+
+    Attributes
+    ----------
+    zarr_format : int
+        2 or 3.
+    is_array : bool
+        Whether it describes an array (else a group).
+    document : dict
+        The JSON object.
+    key : str
+        Key that was read.
+    attributes : dict
+        User attributes; empty where they are kept in a key of their own that has not been read.
+    """
+
+    zarr_format: int
+    is_array: bool
+    document: dict[str, Any]
+    key: str
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """User attributes kept in the document itself."""
+        found = self.document.get("attributes")
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
+    def canonical(self) -> str:
+        """The structural part as text that does not depend on spacing, order or attributes."""
+        part = {name: value for name, value in self.document.items() if name not in _NO_STRUCTURE}
+        return json.dumps(part, sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class ArraySummary:
+    """What the metadata of an array say, for a listing.
+
+    Examples
+    --------
+    >>> ArraySummary("t2m", (4, 6), "float32", (2, 3), None, 3)
+    ArraySummary(path='t2m', shape=(4, 6), dtype='float32', chunks=(2, 3), shards=None, zarr_format=3)
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    zarr_format: int
+
+
+def join(*parts: str) -> str:
+    """Join parts of a key, leaving out empty ones."""
+    return "/".join(part for part in parts if part)
+
+
+def _load(raw: bytes, key: str, url: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise MetadataError(
+            f"{key} of {url} is not valid JSON ({error}); the store is damaged or still being written"
+        ) from error
+    if not isinstance(value, dict):
+        raise MetadataError(f"{key} of {url} should hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read(store: ByteStore, key: str) -> dict[str, Any] | None:
+    raw = store.get(key)
+    return None if raw is None else _load(raw, key, store.url)
+
+
+def _own(store: ByteStore, path: str, key: str) -> Node | None:
+    full = join(path, key)
+    document = _read(store, full)
+    if document is None:
+        return None
+    if key != "zarr.json":
+        return Node(2, key == ".zarray", document, full)
+    kind = document.get("node_type")
+    if document.get("zarr_format") != 3 or kind not in {"array", "group"}:
+        raise MetadataError(
+            f"{full} of {store.url} should say zarr_format 3 and node_type array or group, "
+            f"got {document.get('zarr_format')!r} and {kind!r}"
+        )
+    return Node(3, kind == "array", document, full)
+
+
+def find_node(store: ByteStore, path: str, zarr_format: int | None = None) -> Node | None:
+    """Find the document of the node at `path`; None where nothing describes one.
+
+    Parameters
+    ----------
+    store : ByteStore
+        Where to look.
+    path : str
+        Path of the node, "" for the root.
+    zarr_format : int, optional
+        2 or 3 to look for that version only.
+    """
+    keys = {2: (".zarray", ".zgroup"), 3: ("zarr.json",)}.get(
+        zarr_format or 0, ("zarr.json", ".zarray", ".zgroup")
+    )
+    denied: PermissionError | None = None
+    for key in keys:
+        try:
+            node = _own(store, path, key)
+        except PermissionError as error:
+            # Without the right to list, S3 answers 403 for a key that is not there: try the others first.
+            denied = error
+            continue
+        if node is not None:
+            return node
+    if denied is not None:
+        raise denied
+    return _find_consolidated(store, path, zarr_format)
+
+
+def _find_consolidated(store: ByteStore, path: str, zarr_format: int | None) -> Node | None:
+    parts = path.split("/") if path else []
+    for depth in range(len(parts) + 1):
+        above, below = "/".join(parts[:depth]), "/".join(parts[depth:])
+        for version, key, nodes in _consolidated(store, above):
+            if zarr_format in {None, version}:
+                for name, is_array in _names_of(below, version):
+                    if isinstance(nodes.get(name), dict):
+                        document = nodes[name]
+                        kind = is_array if version == 2 else document.get("node_type") == "array"
+                        return Node(version, kind, document, key)
+    return None
+
+
+def _names_of(below: str, version: int) -> Iterator[tuple[str, bool]]:
+    if version == 3:
+        yield below, True
+    else:
+        yield join(below, ".zarray"), True
+        yield join(below, ".zgroup"), False
+
+
+def _consolidated(store: ByteStore, above: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Give the consolidated documents kept in the group `above`, as (version, key, documents)."""
+    for version, key in ((3, join(above, "zarr.json")), (2, join(above, ".zmetadata"))):
+        try:
+            document = _read(store, key)
+        except PermissionError:
+            continue
+        inner = (document or {}).get("consolidated_metadata") if version == 3 else document
+        nodes = inner.get("metadata") if isinstance(inner, dict) else None
+        if isinstance(nodes, dict):
+            yield version, key, nodes
+
+
+# -- structure ------------------------------------------------------------------------------------
+
+
+def check_structure(node: Node, where: str) -> None:
+    """Refuse what is malformed or absurd before zarr-python, or memory, has to deal with it.
+
+    Raises
+    ------
+    MetadataError
+        Saying which field, what was expected and what was got.
+    """
+    shape = _lengths(node.document.get("shape"), "shape", where, least=0)
+    chunks = _chunk_shape(node, where)
+    if len(shape) != len(chunks):
+        raise MetadataError(f"{where}: shape {shape} and chunk shape {chunks} have different numbers of axes")
+    if len(shape) > _MAX_AXES:
+        raise MetadataError(f"{where}: {len(shape)} axes; at most {_MAX_AXES} can be read")
+    if math.prod(chunks) > _MAX_CHUNK_BYTES:
+        raise MetadataError(
+            f"{where}: one chunk of shape {chunks} would hold {math.prod(chunks):.3g} elements; "
+            "the metadata are damaged, or the array must be rewritten in smaller chunks"
+        )
+
+
+def _lengths(value: Any, name: str, where: str, *, least: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(n, int) and not isinstance(n, bool) and least <= n <= _MAX_LENGTH for n in value
+    ):
+        text = repr(value)
+        raise MetadataError(
+            f"{where}: {name} should be a list of integers from {least} to 2**63 - 1, "
+            f"got {text if len(text) < 80 else text[:77] + '...'}"
+        )
+    return tuple(value)
+
+
+def _chunk_shape(node: Node, where: str) -> tuple[int, ...]:
+    if node.zarr_format == 2:
+        # Old writers gave an axis of length zero chunks of length zero.
+        return _lengths(node.document.get("chunks"), "chunks", where, least=0)
+    grid = node.document.get("chunk_grid")
+    name = grid.get("name") if isinstance(grid, dict) else grid
+    if not isinstance(grid, dict) or name != "regular":
+        raise MetadataError(
+            f"{where}: chunk grid {name!r} is not supported, only 'regular' is; rewrite the array with "
+            "chunks of one shape"
+        )
+    configuration = grid.get("configuration")
+    value = configuration.get("chunk_shape") if isinstance(configuration, dict) else None
+    return _lengths(value, "chunk_shape", where, least=1)
+
+
+def sharding(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of the sharding codec where it is the whole chain, else None."""
+    codecs = document.get("codecs")
+    if isinstance(codecs, list) and len(codecs) == 1 and isinstance(codecs[0], dict):
+        configuration = codecs[0].get("configuration")
+        if codecs[0].get("name") == "sharding_indexed" and isinstance(configuration, dict):
+            return configuration
+    return None
+
+
+# -- listings -------------------------------------------------------------------------------------
+
+
+def summarize(node: Node, path: str) -> ArraySummary:
+    """Summarize an array's document; what is malformed shows as it is."""
+
+    def ints(value: Any) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+    document = node.document
+    if node.zarr_format == 2:
+        dtype = document.get("dtype")
+        chunks, shards = ints(document.get("chunks")), None
+    else:
+        dtype = document.get("data_type")
+        grid = document.get("chunk_grid")
+        configuration = grid.get("configuration", {}) if isinstance(grid, dict) else {}
+        chunks, shards = ints(configuration.get("chunk_shape")), None
+        inner = sharding(document)
+        if inner is not None:
+            chunks, shards = ints(inner.get("chunk_shape")), chunks
+    name = dtype if isinstance(dtype, str) else json.dumps(dtype)
+    return ArraySummary(path, ints(document.get("shape")), name, chunks, shards, node.zarr_format)
+
+
+def walk_arrays(store: ByteStore, path: str) -> Iterator[ArraySummary]:
+    """Walk the arrays below `path` in order: by the consolidated metadata, else by listing folders."""
+    for version, key, nodes in _consolidated(store, path):
+        found = [
+            summarize(node, join(path, name))
+            for name, node in _consolidated_arrays(version, key, nodes)
+        ]
+        if found:
+            yield from sorted(found, key=lambda summary: summary.path)
+            return
+    yield from _walk_folders(store, path)
+
+
+def _consolidated_arrays(version: int, key: str, nodes: Mapping[str, Any]) -> Iterator[tuple[str, Node]]:
+    for name, document in nodes.items():
+        if not isinstance(document, dict):
+            continue
+        folder, _, last = name.rpartition("/")
+        if version == 2 and last == ".zarray":
+            yield folder, Node(2, True, document, key)
+        elif version == 3 and document.get("node_type") == "array":
+            yield name, Node(3, True, document, key)
+
+
+def _walk_folders(store: ByteStore, path: str) -> Iterator[ArraySummary]:
+    folders, keys = store.list_dir(path)
+    for key in ("zarr.json", ".zarray"):
+        if key in keys:
+            try:
+                node = _own(store, path, key)
+            except StoreError:
+                continue
+            if node is not None and node.is_array:
+                yield summarize(node, path)
+                return  # below an array there are only chunks
+    for folder in sorted(folders):
+        yield from _walk_folders(store, join(path, folder))

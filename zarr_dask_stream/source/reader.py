@@ -1,0 +1,250 @@
+"""Read a batch of chunks. Failures are data; present and missing are kept apart.
+
+A local store is read in the calling thread, chunk by chunk. A remote one has many requests in flight on
+the process's I/O loop while the calling thread decodes what has arrived.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+
+from zarr_dask_stream.errors import CorruptChunkError, StoreError
+from zarr_dask_stream.source.array import ArraySpec
+from zarr_dask_stream.source.backend import ByteStore, RemoteBytes
+from zarr_dask_stream.source.fetch import Fetcher, Limit, Request
+from zarr_dask_stream.source.finisher import ChunkRead, Finisher
+from zarr_dask_stream.source.grid import ChunkGrid, Region
+from zarr_dask_stream.source.remote import POOL_SIZE
+from zarr_dask_stream.source.sharded import LocalShards, ShardPlan
+
+__all__ = ["ChunkRead", "read_chunks", "stored_numbers"]
+
+# Encoded bytes in flight that a reader starts with: large chunks need few requests to fill the line.
+_START_BYTES = 1 << 26
+_START_MOST = 32
+_LEAST = 4
+
+
+def read_chunks(
+    spec: ArraySpec,
+    numbers: Iterable[int],
+    *,
+    box: Region | None = None,
+    fill: bool = True,
+    timeout: float | None = 60.0,
+    concurrency: int | None = None,
+) -> Iterator[ChunkRead]:
+    """Read chunks, each failure kept to its own chunk.
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The array.
+    numbers : iterable of int
+        Linear chunk numbers.
+    box : tuple of slice, optional
+        Region of interest in array coordinates; chunks are cropped to it.
+    fill : bool
+        Whether a missing chunk comes with an array of the fill value.
+    timeout : float, optional
+        Seconds for one request on a remote store. A local read can't be interrupted.
+    concurrency : int, optional
+        Requests in flight on a remote store. Default: chosen by the size of the chunks and adapted to the
+        latency that is measured.
+
+    Yields
+    ------
+    ChunkRead
+        One for each number: in the given order from a local store, as they arrive from a remote one.
+
+    Raises
+    ------
+    IndexError
+        For a number outside the grid.
+    UsageError, StoreError
+        If the store can't be opened at all, or its codecs are not known here.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from zarr_dask_stream.source.array import open_array
+    >>> array = zarr.create_array({}, shape=(4,), chunks=(2,), dtype="i2", fill_value=7)
+    >>> array[:2] = [1, 2]
+    >>> [(read.number, read.data, read.missing) for read in read_chunks(open_array(array), [0, 1])]
+    [(0, array([1, 2], dtype=int16), False), (1, array([7, 7], dtype=int16), True)]
+    """
+    store = spec.store.open()
+    finish = Finisher(spec, store, box, fill)
+    if isinstance(store, RemoteBytes):
+        reader = _read_remote_shards if spec.shards is not None else _read_remote
+        with Fetcher(store, _limit(spec, concurrency), timeout=timeout) as fetcher:
+            yield from reader(finish, fetcher, numbers)
+    elif spec.shards is not None:
+        yield from _read_local_shards(store, finish, numbers)
+    else:
+        yield from _read_local(store, finish, numbers)
+
+
+# -- local stores ---------------------------------------------------------------------------------
+
+
+def _read_local(store: ByteStore, finish: Finisher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
+    get, index_of, key_of, read = store.get, finish.grid.index, finish.spec.chunk_key, finish.read
+    for number in numbers:
+        index = index_of(number)
+        begin = perf_counter()
+        try:
+            raw = get(key_of(index))
+        except (OSError, StoreError) as error:
+            yield finish.failed(number, error, perf_counter() - begin)
+            continue
+        yield read(number, index, raw, perf_counter() - begin)
+
+
+def _read_local_shards(store: ByteStore, finish: Finisher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
+    shards = LocalShards(store, finish.spec)
+    for number in numbers:
+        index = finish.grid.index(number)
+        begin = perf_counter()
+        try:
+            raw = shards.read(number)
+        except CorruptChunkError as error:
+            yield finish.failed(number, finish.corrupt(index, error), perf_counter() - begin)
+        except (OSError, StoreError) as error:
+            yield finish.failed(number, error, perf_counter() - begin)
+        else:
+            yield finish.read(number, index, raw, perf_counter() - begin)
+
+
+# -- remote stores --------------------------------------------------------------------------------
+
+
+def _read_remote(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
+    spec = finish.spec
+    requests = (
+        Request((number, index), spec.chunk_key(index), cost_bytes=spec.chunk_nbytes)
+        for number, index in ((number, finish.grid.index(number)) for number in numbers)
+    )
+    while True:
+        # In lots: each one wakes the loop's thread.
+        if fetcher.room * 4 >= fetcher.outstanding:
+            fetcher.submit(itertools.islice(requests, fetcher.room))
+        if not fetcher.outstanding:
+            return
+        answer = fetcher.next()
+        number, index = answer.request.tag
+        if answer.error is not None:
+            yield finish.failed(number, answer.error, answer.seconds)
+        else:
+            yield finish.read(number, index, answer.data, answer.seconds)
+
+
+def _read_remote_shards(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
+    plan = ShardPlan(finish, numbers)
+    while True:
+        while fetcher.room and plan.requests:
+            fetcher.submit([plan.requests.popleft()])
+        yield from plan.settled()
+        if fetcher.outstanding:
+            yield from plan.take(fetcher.next())
+        elif not plan.requests:
+            yield from plan.settled()
+            return
+
+
+_learned: dict[str, Limit] = {}
+
+
+def _limit(spec: ArraySpec, concurrency: int | None) -> Limit:
+    """Return the limit for one reader: the caller's number, or what was learned about this store so far."""
+    if concurrency is not None:
+        return Limit(max(1, concurrency), least=max(1, concurrency), most=max(1, concurrency))
+    limit = _learned.get(spec.store.token)
+    if limit is None:
+        start = min(_START_MOST, max(_LEAST, _START_BYTES // max(1, spec.chunk_nbytes)))
+        limit = _learned.setdefault(spec.store.token, Limit(start, least=_LEAST, most=POOL_SIZE))
+    return limit
+
+
+# -- listing --------------------------------------------------------------------------------------
+
+
+def stored_numbers(spec: ArraySpec, box: Region | None = None) -> Iterator[int]:
+    """List the chunks that are stored, instead of asking for each one that might be.
+
+    Parameters
+    ----------
+    spec : ArraySpec
+        The array.
+    box : tuple of slice, optional
+        Only chunks that touch this region, in array coordinates.
+
+    Yields
+    ------
+    int
+        Chunk numbers in ascending order. Of a shard that is stored, all its chunks (one may still turn out
+        to be missing). Keys that are no chunk keys are passed over.
+
+    Raises
+    ------
+    StoreError
+        If the store can't be listed (plain HTTP).
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from zarr_dask_stream.source.array import open_array
+    >>> array = zarr.create_array({}, shape=(100, 100), chunks=(10, 10), dtype="i2")
+    >>> array[35, 40:60] = 1
+    >>> list(stored_numbers(open_array(array)))
+    [34, 35]
+    """
+    grid = spec.grid
+    wanted = box if box is not None else tuple(slice(0, n) for n in spec.shape)
+    first = tuple(b.start // c for b, c in zip(wanted, grid.chunks, strict=True))
+    last = tuple(
+        -(-b.stop // c) if b.stop > b.start else b.start // c
+        for b, c in zip(wanted, grid.chunks, strict=True)
+    )
+    if not len(grid):
+        return
+    found: list[int] = []
+    for index in _stored_objects(spec):
+        per = grid.chunks_per_shard
+        start = tuple(max(i * p, a) for i, p, a in zip(index, per, first, strict=True))
+        stop = tuple(
+            min((i + 1) * p, b, n) for i, p, b, n in zip(index, per, last, grid.grid_shape, strict=True)
+        )
+        for row in grid.rows(start, stop):
+            found.extend(row)
+    found.sort()
+    yield from found
+
+
+def _stored_objects(spec: ArraySpec) -> Iterator[tuple[int, ...]]:
+    """Walk the grid indexes of the stored objects (shards where there are any), by their keys."""
+    objects: ChunkGrid = spec.grid.shard_grid
+    if not spec.shape:
+        if spec.store.open().exists(spec.key_prefix):
+            yield ()
+        return
+    folder = spec.key_prefix.rpartition("/")[0]
+    for key in spec.store.open().list_prefix(folder):
+        index = _parse_index(key, spec)
+        if index is not None and all(i < n for i, n in zip(index, objects.grid_shape, strict=True)):
+            yield index
+
+
+def _parse_index(key: str, spec: ArraySpec) -> tuple[int, ...] | None:
+    """Read the grid index out of a key; None for any other key."""
+    if not key.startswith(spec.key_prefix):
+        return None
+    parts = key[len(spec.key_prefix) :].split(spec.key_separator)
+    # Only what a writer would write: no sign, no leading zero, no digits of other scripts.
+    if len(parts) != len(spec.shape) or not all(p.isascii() and p.isdigit() for p in parts):
+        return None
+    if any(p != "0" and p.startswith("0") for p in parts):
+        return None
+    return tuple(map(int, parts))

@@ -1,0 +1,244 @@
+"""Remote stores: fsspec file systems, obstore stores, and any other zarr store.
+
+One loop per process serves them all: fsspec's own, in its own thread, which also survives a fork.
+Only a foreign zarr store runs on zarr's loop, because it may already be bound to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem, get_loop
+
+from zarr_dask_stream.errors import StoreError
+from zarr_dask_stream.source.backend import RemoteBytes, _Keyed, check_key
+
+__all__ = ["FsspecFiles", "MemoryFiles", "ObstoreObjects", "ZarrKeys", "open_filesystem"]
+
+#: Connections a client may open to one store: what the most eager reader keeps in flight.
+POOL_SIZE = 128
+
+
+def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Make a file system of our own for `url`, sized for many requests in flight.
+
+    Returns
+    -------
+    tuple
+        The fsspec file system and the root inside it.
+    """
+    protocol = url.partition("::")[0].partition("://")[0]
+    options = {"skip_instance_cache": True, **options}
+    if protocol in {"s3", "s3a"}:
+        # A pool of ten connections (botocore's default) would queue what we send. max_concurrency=1
+        # makes one GET of a read where s3fs would send a HEAD before it.
+        config = {"max_pool_connections": POOL_SIZE, **options.get("config_kwargs", {})}
+        options = {"max_concurrency": 1, "use_listings_cache": False, **options, "config_kwargs": config}
+    fs, root = fsspec.core.url_to_fs(url, **options)
+    return fs, str(root)
+
+
+def rebuild_filesystem(fs: Any) -> Any:
+    """Make a fresh file system like `fs`: its sessions may be bound to another loop or process."""
+    if not isinstance(fs, fsspec.AbstractFileSystem):
+        return fs
+    inner = getattr(fs, "sync_fs", None)
+    if inner is not None:  # zarr wraps file systems that are not asynchronous
+        return rebuild_filesystem(inner)
+    options = {name: rebuild_filesystem(value) for name, value in fs.storage_options.items()}
+    for name in ("asynchronous", "loop", "skip_instance_cache"):
+        options.pop(name, None)
+    args = [rebuild_filesystem(value) for value in fs.storage_args]
+    return type(fs)(*args, **options, skip_instance_cache=True)
+
+
+def memory_contents() -> dict[str, Any]:
+    """Return what ``memory://`` holds in this process."""
+    contents: dict[str, Any] = fsspec.get_filesystem_class("memory").store
+    return contents
+
+
+class MemoryFiles(_Keyed):
+    """Files of fsspec's ``memory://``, which belong to this process alone."""
+
+    def __init__(self, url: str, root: str) -> None:
+        super().__init__(url)
+        self._lead = f"/{root.strip('/')}/" if root.strip("/") else "/"
+
+    def get(self, key: str) -> bytes | None:
+        """Return the file's value."""
+        file = memory_contents().get(self._lead + check_key(key))
+        return None if file is None else bytes(file.getvalue())
+
+    def _names(self) -> Any:
+        lead = self._lead
+        return (path[len(lead) :] for path in list(memory_contents()) if path.startswith(lead))
+
+
+class FsspecFiles(RemoteBytes):
+    """Files of an fsspec file system below a root; synchronous ones run in threads."""
+
+    def __init__(self, url: str, fs: Any, root: str, *, query: str = "", secrets: tuple[str, ...] = ()) -> None:
+        super().__init__(url, secrets)
+        self._fs = fs
+        self._lead = f"{root.rstrip('/')}/" if root.strip("/") else root
+        self._query = f"?{query}" if query else ""
+        self._asynchronous = isinstance(fs, AsyncFileSystem) and fs.async_impl
+        protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+        self._listable = protocol not in {"http", "https"}
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of the file system."""
+        loop: asyncio.AbstractEventLoop = self._fs.loop if self._asynchronous else get_loop()
+        return loop
+
+    async def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if self._asynchronous:
+            return await getattr(self._fs, f"_{name}")(*args, **kwargs)
+        return await asyncio.to_thread(getattr(self._fs, name), *args, **kwargs)
+
+    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+        path = f"{self._lead}{key}{self._query}"
+        limits = {} if start is None else {"start": start, "end": stop}
+        return bytes(await self._run("cat_file", path, **limits))
+
+    def _relative(self, path: str) -> str:
+        lead = self._lead.lstrip("/")
+        return path.lstrip("/")[len(lead) :]
+
+    async def _list(self, prefix: str) -> list[str]:
+        self._need_listing()
+        try:
+            found = await self._run("find", f"{self._lead}{prefix}".rstrip("/"))
+        except FileNotFoundError:
+            return []
+        return [self._relative(path) for path in found]
+
+    async def _dir(self, prefix: str) -> tuple[list[str], list[str]]:
+        self._need_listing()
+        try:
+            entries = await self._run("ls", f"{self._lead}{prefix}".rstrip("/"), detail=True)
+        except FileNotFoundError:
+            return [], []
+        folders: list[str] = []
+        keys: list[str] = []
+        for entry in entries:
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if self._relative(entry["name"]).strip("/") != prefix and name:
+                (folders if entry["type"] == "directory" else keys).append(name)
+        return folders, keys
+
+    def _need_listing(self) -> None:
+        if not self._listable:
+            raise StoreError(f"{self.url} can't be listed: plain HTTP has no listings; name the array's path")
+
+
+class ObstoreObjects(RemoteBytes):
+    """Objects of an obstore store."""
+
+    def __init__(
+        self, url: str, store: Any, *, secrets: tuple[str, ...] = (), lead: str = ""
+    ) -> None:
+        super().__init__(url, secrets)
+        self._store = store
+        self._lead = lead
+        self._get: Callable[..., Any] = store.get_async
+        self._get_range: Callable[..., Any] = store.get_range_async
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop shared by all stores of this process."""
+        loop: asyncio.AbstractEventLoop = get_loop()
+        return loop
+
+    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+        path = self._lead + key
+        if start is None:
+            result = await self._get(path)
+            return bytes(await result.bytes_async())
+        if stop is None:
+            option = {"suffix": -start} if start < 0 else {"offset": start}
+            result = await self._get(path, options={"range": option})
+            return bytes(await result.bytes_async())
+        return bytes(await self._get_range(path, start=start, end=stop))
+
+    async def _list(self, prefix: str) -> list[str]:
+        lead = f"{self._lead}{prefix}"
+        found = []
+        async for page in self._store.list(lead or None):
+            found += [item["path"][len(self._lead) :] for item in page]
+        return found
+
+    async def _dir(self, prefix: str) -> tuple[list[str], list[str]]:
+        result = await self._store.list_with_delimiter_async(f"{self._lead}{prefix}" or None)
+        return (
+            [path.rstrip("/").rpartition("/")[2] for path in result["common_prefixes"]],
+            [item["path"].rpartition("/")[2] for item in result["objects"]],
+        )
+
+
+class ZarrKeys(RemoteBytes):
+    """Keys of any zarr store, through its own coroutines."""
+
+    def __init__(self, url: str, store: Any, secrets: tuple[str, ...] = ()) -> None:
+        super().__init__(url, secrets)
+        self._store = store
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of zarr itself."""
+        if self._loop is None:
+            # zarr has no public way to its loop; `sync` has been at this place in all 3.x.
+            from zarr.core.sync import sync  # noqa: PLC0415  # only where such a store is read
+
+            self._loop = sync(_running_loop())
+        return self._loop
+
+    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+        from zarr.abc import store as abc  # noqa: PLC0415  # zarr takes long to import
+        from zarr.buffer import default_buffer_prototype  # noqa: PLC0415
+
+        request: Any = None
+        if start is not None and stop is not None:
+            request = abc.RangeByteRequest(start, stop)
+        elif start is not None:
+            request = abc.SuffixByteRequest(-start) if start < 0 else abc.OffsetByteRequest(start)
+        value = await self._store.get(key, default_buffer_prototype(), request)
+        return None if value is None else bytes(value.to_bytes())
+
+    async def _list(self, prefix: str) -> list[str]:
+        return [key async for key in self._store.list_prefix(f"{prefix}/" if prefix else "")]
+
+    async def _dir(self, prefix: str) -> tuple[list[str], list[str]]:
+        names: AsyncIterator[str] = self._store.list_dir(prefix)
+        folders: list[str] = []
+        keys: list[str] = []
+        async for name in names:
+            # A zarr store does not say which is which.
+            key = f"{prefix}/{name}" if prefix else name
+            (keys if await self._store.exists(key) else folders).append(name)
+        return folders, keys
+
+
+async def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+def split_query(url: str) -> tuple[str, str]:
+    """Take the query off an HTTP URL: it belongs after each key, not before it.
+
+    Examples
+    --------
+    >>> split_query("https://host/data.zarr?sig=abc")
+    ('https://host/data.zarr', 'sig=abc')
+    """
+    if urlsplit(url).scheme in {"http", "https"}:
+        base, _, query = url.partition("?")
+        return base.rstrip("/"), query
+    return url, ""
