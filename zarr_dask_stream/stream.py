@@ -555,10 +555,10 @@ class _Run:
         if callable(self._options.on_error):
             self._options.on_error(letter)
         elif self._options.on_error == "raise":
+            tries = "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts"
             raise ChunkError(
-                f"chunk {letter.index} of {self._options.spec.store.url} failed after {letter.attempts} "
-                f'attempt(s): {letter.error_type}: {letter.message}. With on_error="skip" the stream goes on '
-                "without it",
+                f"chunk {letter.index} of {self._options.spec.store.url} failed after {tries}: "
+                f'{letter.error_type}: {letter.message} ({letter.reason}). on_error="skip" goes on without it',
                 index=letter.index,
                 attempts=letter.attempts,
             ) from letter.error

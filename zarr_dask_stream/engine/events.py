@@ -144,6 +144,8 @@ class DeadLetter:
         How many times it was tried.
     category, error_type, message : str
         Kind of failure, class name and text of the last error.
+    reason : str
+        Why it was not tried again.
     worker : str
         Address of the worker of the last attempt, where known.
     """
@@ -154,6 +156,7 @@ class DeadLetter:
     category: str
     error_type: str
     message: str
+    reason: str = ""
     worker: str = ""
     traceback: str = field(default="", repr=False)
     error: BaseException | None = field(default=None, repr=False, compare=False)
@@ -167,6 +170,7 @@ class DeadLetter:
             "category": self.category,
             "error_type": self.error_type,
             "message": self.message,
+            "reason": self.reason,
             "worker": self.worker,
         }
 

@@ -257,9 +257,9 @@ class RetryPolicy:
 
     def _final(self, failure: Failure) -> str:
         if failure.category is Category.FUNCTION and not failure.retryable:
-            return "an error of the function is final unless RetryPolicy(on=...) names it"
+            return "errors of functions are final unless RetryPolicy(on=...) names them"
         if failure.category is Category.MISSING:
-            return 'the chunk is not stored and missing="raise"'
+            return "a missing chunk does not come back"
         if failure.category is Category.PERMANENT and not failure.retryable:
             return "the error is permanent"
         return ""
