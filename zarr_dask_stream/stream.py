@@ -313,7 +313,7 @@ class ChunkStream:
 
     def take(self, n: int) -> ChunkStream:
         """Hand out `n` items and end; where nothing is filtered, exactly `n` chunks are read."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:  # type: ignore[redundant-expr]  # a bool is an int
             raise UsageError(f"take needs a number of items >= 0, got {n!r}")
         limit = self._options.limit
         return self._with(limit=n if limit is None else min(limit, n))
@@ -347,10 +347,10 @@ class ChunkStream:
     # -- ways to run it -----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Chunk]:
-        yield from self._drive(_Run(self, deliver=True))
+        yield from self._drive(self._new_run(deliver=True))
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        run = _Run(self, deliver=True)
+        run = self._new_run(deliver=True)
         try:
             steps = run.steps(await run.executor.start_async())
             reply: list[Input] | None = None
@@ -373,7 +373,7 @@ class ChunkStream:
 
     def run(self) -> Report:
         """Drain the stream for its effects and return the report; results stay on the workers."""
-        for _ in self._drive(_Run(self, deliver=False)):
+        for _ in self._drive(self._new_run(deliver=False)):
             pass
         return self._report
 
@@ -407,6 +407,12 @@ class ChunkStream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _new_run(self, *, deliver: bool) -> _Run:
+        run = _Run(self._options, self._work(discard=not deliver), deliver=deliver)
+        self._report = run.report
+        self._runs.add(run)
+        return run
 
     def _drive(self, run: _Run) -> Generator[Chunk, None, None]:
         """Feed the loop from a blocking executor."""
@@ -451,8 +457,8 @@ class _Ungrouped(Reducer):
 class _Run:
     """One run of a stream: its machine, its executor, its observers, its clock."""
 
-    def __init__(self, stream: ChunkStream, *, deliver: bool) -> None:
-        o = stream._options  # noqa: SLF001  # a run is the other half of its stream
+    def __init__(self, options: _Options, work: Work, *, deliver: bool) -> None:
+        o = options
         if o.fold is not None and isinstance(o.fold.reducer, _Ungrouped):
             raise UsageError("group_by(...) needs a .reduce(...) after it")
         self._options = o
@@ -466,17 +472,11 @@ class _Run:
         self._deliver = deliver and o.fold is None
         total = len(o.plan) if o.plan.where is None or o.progress else None
         self._total = total
-        self.executor: Executor = choose_executor(
-            stream._work(discard=not deliver),
-            o.client,
-            serial=o.limits.chunks == 1,  # noqa: SLF001
-        )
-        report = Report(url=o.spec.store.url)
-        stream._report = report  # noqa: SLF001
-        stream._runs.add(self)  # noqa: SLF001
-        self._observers: list[Callable[[Notice], Any]] = [report.handle]
+        self.executor: Executor = choose_executor(work, o.client, serial=o.limits.chunks == 1)
+        self.report = Report(url=o.spec.store.url)
+        self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
         if o.progress:
-            self._observers.append(progress_observer(o.progress, report))
+            self._observers.append(progress_observer(o.progress, self.report))
         self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
         serial = isinstance(self.executor, SerialExecutor)
         self._machine = Supervisor(
