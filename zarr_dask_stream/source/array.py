@@ -172,9 +172,7 @@ class ArraySpec:
 # -- opening --------------------------------------------------------------------------------------
 
 
-def open_array(
-    source: Any, *, path: str = "", storage_options: Mapping[str, Any] | None = None
-) -> ArraySpec:
+def open_array(source: Any, *, path: str = "", storage_options: Mapping[str, Any] | None = None) -> ArraySpec:
     """Read an array's metadata, once.
 
     Parameters
@@ -218,15 +216,11 @@ memory://(a dict of this process); arrays there: 't2m'
     if node is None:
         raise StoreNotFoundError(_no_array(store, full))
     if not node.is_array:
-        raise UsageError(
-            f"{join(spec.url, full)} is a group, and an array is needed: {_named(store, full)}"
-        )
+        raise UsageError(f"{join(spec.url, full)} is a group, and an array is needed: {_named(store, full)}")
     return _interpret(spec, full, node, _attributes(store, full, node))
 
 
-def list_arrays(
-    source: Any, *, path: str = "", storage_options: Mapping[str, Any] | None = None
-) -> list[ArraySummary]:
+def list_arrays(source: Any, *, path: str = "", storage_options: Mapping[str, Any] | None = None) -> list[ArraySummary]:
     """List the arrays at and below `path`, in order of their paths.
 
     Examples
@@ -245,9 +239,7 @@ def _find(store: ByteStore, path: str, zarr_format: int | None) -> Node | None:
     try:
         return find_node(store, path, zarr_format)
     except NotADirectoryError:
-        raise StoreNotFoundError(
-            f"{store.url} is a file, and a directory or a .zip file is needed"
-        ) from None
+        raise StoreNotFoundError(f"{store.url} is a file, and a directory or a .zip file is needed") from None
 
 
 def _no_array(store: ByteStore, path: str) -> str:

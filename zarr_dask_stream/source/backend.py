@@ -92,7 +92,7 @@ class ByteStore(ABC):
         """Whether `key` is there."""
         return self.get(key) is not None
 
-    def version(self, key: str) -> Any:
+    def version(self, key: str) -> Any:  # noqa: ARG002  # for those that have versions
         """Return something that changes when the value of `key` does, or None where that is not cheap."""
         return None
 

@@ -252,4 +252,3 @@ def encoded_size(name: str, size: Size) -> Size:
         return Size(size.limit + _GROWTH[name], size.exact)
     # A compressor's output has no fixed size, and no sane one is much longer than what went in.
     return Size(size.limit + size.limit // 4 + (1 << 16), exact=False)
-

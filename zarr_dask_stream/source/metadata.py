@@ -127,9 +127,7 @@ def find_node(store: ByteStore, path: str, zarr_format: int | None = None) -> No
     zarr_format : int, optional
         2 or 3 to look for that version only.
     """
-    keys = {2: (".zarray", ".zgroup"), 3: ("zarr.json",)}.get(
-        zarr_format or 0, ("zarr.json", ".zarray", ".zgroup")
-    )
+    keys = {2: (".zarray", ".zgroup"), 3: ("zarr.json",)}.get(zarr_format or 0, ("zarr.json", ".zarray", ".zgroup"))
     denied: PermissionError | None = None
     for key in keys:
         try:
@@ -270,10 +268,7 @@ def summarize(node: Node, path: str) -> ArraySummary:
 def walk_arrays(store: ByteStore, path: str) -> Iterator[ArraySummary]:
     """Walk the arrays below `path` in order: by the consolidated metadata, else by listing folders."""
     for version, key, nodes in _consolidated(store, path):
-        found = [
-            summarize(node, join(path, name))
-            for name, node in _consolidated_arrays(version, key, nodes)
-        ]
+        found = [summarize(node, join(path, name)) for name, node in _consolidated_arrays(version, key, nodes)]
         if found:
             yield from sorted(found, key=lambda summary: summary.path)
             return

@@ -205,8 +205,7 @@ def stored_numbers(spec: ArraySpec, box: Region | None = None) -> Iterator[int]:
     wanted = box if box is not None else tuple(slice(0, n) for n in spec.shape)
     first = tuple(b.start // c for b, c in zip(wanted, grid.chunks, strict=True))
     last = tuple(
-        -(-b.stop // c) if b.stop > b.start else b.start // c
-        for b, c in zip(wanted, grid.chunks, strict=True)
+        -(-b.stop // c) if b.stop > b.start else b.start // c for b, c in zip(wanted, grid.chunks, strict=True)
     )
     if not len(grid):
         return
@@ -214,9 +213,7 @@ def stored_numbers(spec: ArraySpec, box: Region | None = None) -> Iterator[int]:
     for index in _stored_objects(spec):
         per = grid.chunks_per_shard
         start = tuple(max(i * p, a) for i, p, a in zip(index, per, first, strict=True))
-        stop = tuple(
-            min((i + 1) * p, b, n) for i, p, b, n in zip(index, per, last, grid.grid_shape, strict=True)
-        )
+        stop = tuple(min((i + 1) * p, b, n) for i, p, b, n in zip(index, per, last, grid.grid_shape, strict=True))
         for row in grid.rows(start, stop):
             found.extend(row)
     found.sort()

@@ -141,9 +141,7 @@ class FsspecFiles(RemoteBytes):
 class ObstoreObjects(RemoteBytes):
     """Objects of an obstore store."""
 
-    def __init__(
-        self, url: str, store: Any, *, secrets: tuple[str, ...] = (), lead: str = ""
-    ) -> None:
+    def __init__(self, url: str, store: Any, *, secrets: tuple[str, ...] = (), lead: str = "") -> None:
         super().__init__(url, secrets)
         self._store = store
         self._lead = lead

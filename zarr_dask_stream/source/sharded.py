@@ -60,11 +60,7 @@ class LocalShards:
         entries = _indexes.get(name, version)
         if entries is None:
             start, stop = self._layout.index_range()
-            raw = (
-                self._store.get_suffix(key, -start)
-                if stop is None
-                else self._store.get_range(key, start, stop)
-            )
+            raw = self._store.get_suffix(key, -start) if stop is None else self._store.get_range(key, start, stop)
             if raw is None:
                 return None
             entries = self._layout.parse(raw)

@@ -144,9 +144,7 @@ class StoreSpec:
         else:
             spec = _parse_object(store)
         if options:
-            raise UsageError(
-                f"storage_options go with a URL; {type(source).__name__} already says how it is opened"
-            )
+            raise UsageError(f"storage_options go with a URL; {type(source).__name__} already says how it is opened")
         return spec
 
     def open(self) -> ByteStore:
@@ -276,9 +274,7 @@ def _parse_object(store: Any) -> StoreSpec:
         return _parse_portable("zarr", store, f"zarr store {type(store).__name__}")
     if isinstance(store, Mapping):
         return _parse_resident(store, f"memory://(a {type(store).__name__} of this process)")
-    raise UsageError(
-        f"expected a URL, a path, a zarr array, group or store, or a mapping, got {type(store).__name__}"
-    )
+    raise UsageError(f"expected a URL, a path, a zarr array, group or store, or a mapping, got {type(store).__name__}")
 
 
 def _parse_filesystem(fs: Any, root: str) -> StoreSpec:
@@ -305,9 +301,7 @@ def _parse_portable(kind: str, value: Any, url: str) -> StoreSpec:
 
 def _parse_resident(value: Any, url: str, kind: str = "memory") -> StoreSpec:
     resident = _resident(value)
-    return StoreSpec(
-        kind, url, digest(resident.name.encode()), in_process_only=True, payload=Sealed(resident)
-    )
+    return StoreSpec(kind, url, digest(resident.name.encode()), in_process_only=True, payload=Sealed(resident))
 
 
 def _obstore_url(store: Any) -> str:
