@@ -5,6 +5,7 @@ from zarr_dask_stream.engine.events import Callback, DeadLetter
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.stages import reducers
 from zarr_dask_stream.stages.combine import Reducer
 from zarr_dask_stream.stream import ChunkStream, stream_chunks
 from zarr_dask_stream.watch.report import Report
@@ -23,5 +24,6 @@ __all__ = [
     "UsageError",
     "ZdsError",
     "errors",
+    "reducers",
     "stream_chunks",
 ]
