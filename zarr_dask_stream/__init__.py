@@ -1,8 +1,10 @@
 """Stream the chunks of Zarr arrays through a Dask cluster."""
 
 from zarr_dask_stream import errors
+from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
 from zarr_dask_stream.engine.retry import RetryPolicy
+from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.stages import reducers
@@ -12,11 +14,13 @@ from zarr_dask_stream.watch.report import Report
 
 __all__ = [
     "Callback",
+    "Checkpoint",
     "Chunk",
     "ChunkError",
     "ChunkStream",
     "ClusterError",
     "DeadLetter",
+    "RateLimit",
     "Reducer",
     "Report",
     "RetryPolicy",

@@ -19,9 +19,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
+from zarr_dask_stream.engine.checkpoint import Checkpoint, Ledger, encode_value, fingerprint, identity
 from zarr_dask_stream.engine.events import (
     Callback,
     ChunkDeadLettered,
+    ChunksEmitted,
+    ChunksFiltered,
+    ChunksSkipped,
     ClusterChanged,
     DeadLetter,
     Input,
@@ -42,6 +46,7 @@ from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Submit, Supervisor
 from zarr_dask_stream.engine.supervisor import Fold as FoldIn
 from zarr_dask_stream.engine.task import Work
+from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window, WindowLimits
 from zarr_dask_stream.errors import ChunkError, UsageError
 from zarr_dask_stream.source.array import ArraySpec, open_array
@@ -79,6 +84,8 @@ class _Options:
     stages: tuple[Stage, ...] = ()
     fold: Fold | None = None
     limit: int | None = None
+    rate_limit: RateLimit | None = None
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,9 @@ def stream_chunks(
     max_bytes: int | str = "10%",
     retry: RetryPolicy | None = None,
     timeout: float | None = 60.0,
+    rate_limit: RateLimit | None = None,
     on_error: OnError = "raise",
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     progress: Progress = False,
     callbacks: Iterable[Any] = (),
 ) -> ChunkStream:
@@ -144,9 +153,16 @@ def stream_chunks(
     timeout : float or None
         Seconds for one attempt at one chunk, reading and stages each. Not enforced on functions in
         the sequential stream, which has no second thread to watch from.
+    rate_limit : RateLimit, optional
+        Bound on requests and bytes per second, all workers together; ``stream.rate_limit`` changes it
+        while a run goes on. Without it, the stream still slows down when the store asks for it.
     on_error : {"raise", "skip"} or callable
         After a chunk's last attempt: raise `ChunkError`; put it among ``report.dead_letters`` and go
         on; or call this with the `DeadLetter` (on the client) and go on.
+    checkpoint : str, path or Checkpoint, optional
+        A durable ledger: the same stream started again with it goes on where the last run stopped. A
+        chunk is done when the consumer asks for the next item (at least once to a consumer, exactly
+        once into a reduction).
     progress : bool or callable
         True: a bar in the terminal or notebook. ``progress(done, total)``: called as chunks settle.
     callbacks : iterable of Callback or callable
@@ -192,7 +208,12 @@ def stream_chunks(
         check_function(where, "where", "the grid index")
     if not callable(progress) and not isinstance(progress, bool):
         raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
+    if rate_limit is not None and not isinstance(rate_limit, RateLimit):
+        raise UsageError(f"rate_limit must be a RateLimit, got {rate_limit!r}")
     check_client(client)
+    ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    if ledger is not None and not isinstance(ledger, Checkpoint):
+        raise UsageError(f"checkpoint must be a URL, a path or a Checkpoint, got {checkpoint!r}")
     limits = WindowLimits(chunks=concurrency, nbytes=memory_budget(max_bytes))
     observers = _check_callbacks(callbacks)
     spec = open_array(array, path=path, storage_options=storage_options)
@@ -210,6 +231,8 @@ def stream_chunks(
             progress=progress,
             callbacks=observers,
             client=client,
+            rate_limit=rate_limit,
+            checkpoint=ledger,
         )
     )
 
@@ -368,8 +391,10 @@ class ChunkStream:
             run.failed(error)
             raise
         finally:
-            run.end()
-            await run.executor.close_async()
+            try:
+                run.end()
+            finally:
+                await run.executor.close_async()
 
     def run(self) -> Report:
         """Drain the stream for its effects and return the report; results stay on the workers."""
@@ -396,6 +421,34 @@ class ChunkStream:
         plan = self._options.plan
         tasks = delayed_chunks(self._work(), plan)
         return iter(tasks) if o.limit is None else (task for task, _ in zip(tasks, range(o.limit), strict=False))
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """Bound on requests and bytes per second; may be set while a run goes on."""
+        return self._options.rate_limit
+
+    @rate_limit.setter
+    def rate_limit(self, limit: RateLimit | None) -> None:
+        if limit is not None and not isinstance(limit, RateLimit):
+            raise UsageError(f"rate_limit must be a RateLimit or None, got {limit!r}")
+        self._options = dataclasses.replace(self._options, rate_limit=limit)
+        for run in list(self._runs):
+            run.change_rate(limit)
+
+    def pause(self) -> None:
+        """Submit nothing new until `resume`; what is in flight comes back and can be taken."""
+        for run in list(self._runs):
+            run.pause(paused=True)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        for run in list(self._runs):
+            run.pause(paused=False)
+
+    def drain(self) -> None:
+        """Read nothing more: hand out what is in flight, save the checkpoint, and end."""
+        for run in list(self._runs):
+            run.drain()
 
     def close(self) -> None:
         """Cancel every run of this stream; closing twice does no harm."""
@@ -433,8 +486,10 @@ class ChunkStream:
             run.failed(error)
             raise
         finally:
-            run.end()
-            run.executor.close()
+            try:
+                run.end()
+            finally:
+                run.executor.close()
 
     def _work(self, *, discard: bool = False) -> Work:
         o = self._options
@@ -469,19 +524,29 @@ class _Run:
         self._consumer_s = 0.0
         self._handed_at: float | None = None
         self._partials: Partials = {}
+        self._ledger = _ledger_of(o) if o.checkpoint is not None else None
         self._deliver = deliver and o.fold is None
-        total = len(o.plan) if o.plan.where is None or o.progress else None
-        self._total = total
-        self.executor: Executor = choose_executor(work, o.client, serial=o.limits.chunks == 1)
+        self._acknowledged: list[int] = []
         self.report = Report(url=o.spec.store.url)
         self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report))
         self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
-        serial = isinstance(self.executor, SerialExecutor)
+        runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
+        total = len(o.plan) if o.plan.where is None or o.progress else None
+        if self._ledger is not None:
+            self._open_ledger(self._ledger)
+            runs = self._ledger.done.missing_from(runs)
+            total = None if total is None else total - len(self._ledger.done)
+        self._total = total
+        try:
+            self.executor: Executor = choose_executor(work, o.client, serial=o.limits.chunks == 1)
+        except BaseException:
+            self._close_ledger()
+            raise
         self._machine = Supervisor(
             o.plan,
-            Cutter(o.plan.runs(by_shard=not (o.ordered and self._deliver))),
+            Cutter(runs),
             Window(o.limits),
             Batcher(BatchLimits()),
             o.retry,
@@ -490,7 +555,8 @@ class _Run:
             ordered=o.ordered,
             limit=o.limit,
             deliver=self._deliver,
-            depth=1 if serial else None,
+            depth=1 if isinstance(self.executor, SerialExecutor) else None,
+            throttle=Throttle(o.rate_limit, o.spec.chunk_nbytes),
             rng=random.Random(os.urandom(8)),  # noqa: S311  # jitter must differ from client to client
         )
 
@@ -503,7 +569,8 @@ class _Run:
         """Hand out what is ready, else ask for inputs and let the machine judge them: the only loop."""
         machine, plan = self._machine, self._options.plan
         spec = self._options.spec
-        self._tell(RunStarted(0.0, self._total, spec.chunk_nbytes, spec.grid.grid_shape, spec.store.url))
+        resumed = 0 if self._ledger is None else len(self._ledger.done)
+        self._tell(RunStarted(0.0, self._total, spec.chunk_nbytes, spec.grid.grid_shape, spec.store.url, resumed))
         self._do(machine.handle(threads, self._now()))
         while not self._stopped:
             item = machine.take()
@@ -512,6 +579,9 @@ class _Run:
                 yield Chunk.planned(plan, item.number, item.value, item.missing)
                 self._consumer_s += time.monotonic() - self._handed_at
                 self._handed_at = None
+                if self._ledger is not None:
+                    self._acknowledged.append(item.number)  # the consumer came back for more
+                    self._save_if_due(self._ledger)
                 if machine.hungry:
                     self._do(machine.handle(Tick(), self._now()))
             elif machine.done:
@@ -519,6 +589,8 @@ class _Run:
             else:
                 for event in (yield _Wait(self._patience())) or ():
                     self._do(machine.handle(event, self._now()))
+                if self._ledger is not None:
+                    self._save_if_due(self._ledger)
         if self._options.fold is not None and not self._stopped:
             yield from self._answers(self._options.fold)
 
@@ -563,7 +635,40 @@ class _Run:
                 attempts=letter.attempts,
             ) from letter.error
 
+    # -- the ledger ---------------------------------------------------------------------------------
+
+    def _open_ledger(self, ledger: Ledger) -> None:
+        if self._options.fold is not None:
+            encode_value(self._options.fold.reducer.create())  # refuse before the work, not after it
+        ledger.open(self._now(), time.time())
+        self._partials = ledger.partials
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.acknowledge(self._acknowledged)
+            self._ledger.close(self._now(), time.time())
+
+    def _note(self, notice: Notice) -> None:
+        """Mark as done what needs no consumer: the rest is marked when the consumer comes back."""
+        assert self._ledger is not None
+        if isinstance(notice, ChunksFiltered) or (isinstance(notice, ChunksEmitted) and not self._deliver):
+            self._ledger.acknowledge(notice.numbers)
+        elif isinstance(notice, ChunksSkipped):
+            for run in notice.numbers:
+                self._ledger.acknowledge(run)
+
+    def _save_if_due(self, ledger: Ledger) -> None:
+        now = self._now()
+        due = ledger.due(now, len(self._acknowledged))
+        if due or len(self._acknowledged) >= 1024:  # one by one, marking would cost more than reading
+            ledger.acknowledge(self._acknowledged)
+            self._acknowledged = []
+        if due:
+            ledger.save(now, time.time())
+
     def _tell(self, notice: Notice) -> None:
+        if self._ledger is not None:
+            self._note(notice)
         if isinstance(notice, ClusterChanged) and notice.waiting_s:
             logger.warning(
                 "no Dask worker for %.0f s: the stream goes on as soon as one joins the cluster", notice.waiting_s
@@ -581,6 +686,18 @@ class _Run:
         """Ask the run to end; safe from any thread."""
         self._stopped = True
 
+    def pause(self, *, paused: bool) -> None:
+        """Stop submitting, or go on."""
+        self._machine.paused = paused
+
+    def drain(self) -> None:
+        """Submit nothing more; end when what is out was handed out."""
+        self._machine.draining = True
+
+    def change_rate(self, limit: RateLimit | None) -> None:
+        """Take another bound on the rate."""
+        self._machine.throttle.change(limit, self._now())
+
     def failed(self, error: BaseException) -> None:
         """Note why the run ended before its time."""
         if isinstance(error, (GeneratorExit, KeyboardInterrupt)):
@@ -593,7 +710,8 @@ class _Run:
         """Close the account; the executor is closed by the driver."""
         if self._handed_at is not None:
             self._consumer_s += time.monotonic() - self._handed_at
-        if self._outcome == "done" and (self._stopped or not self._machine.done):
+        unfinished = self._stopped or self._machine.draining or not self._machine.done
+        if self._outcome == "done" and unfinished:
             self._outcome = "stopped early"
         for instruction in self._machine.finish(
             self._outcome, self._now(), consumer_s=self._consumer_s, error=self._error
@@ -602,3 +720,29 @@ class _Run:
                 self._tell(instruction.notice)
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
+        self._close_ledger()
+
+
+def _ledger_of(options: _Options) -> Ledger:
+    """Return the ledger of a stream, with all that makes it this stream and no other."""
+    o, spec = options, options.spec
+    assert o.checkpoint is not None
+    about = {
+        "array": spec.store.url,
+        "path": spec.path,
+        "shape": list(spec.shape),
+        "chunks": list(spec.chunks),
+        "region": [[s.start, s.stop] for s in o.plan.box],
+        "missing": o.missing,
+        "stages": [type(stage).__name__.lower() for stage in o.stages],
+        "where": o.plan.where is not None,
+        "reduce": None if o.fold is None else type(o.fold.reducer).__name__,
+    }
+    parts = {
+        "about": about,
+        "metadata": spec.fingerprint,
+        "where": identity(o.plan.where),
+        "stages": identity(o.stages),
+        "fold": identity(o.fold),
+    }
+    return Ledger(o.checkpoint, o.plan, fingerprint(parts), about)

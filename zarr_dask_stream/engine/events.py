@@ -230,12 +230,17 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Notice):
-    """A run began. `total` is None while a `where` predicate has not been walked to its end."""
+    """A run began.
+
+    `total` counts the chunks this run has to do; None while a `where` predicate has not been walked to
+    its end. `resumed` chunks were done by earlier runs on the same checkpoint.
+    """
 
     total: int | None
     chunk_nbytes: int
     grid_shape: tuple[int, ...]
     url: str
+    resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from zarr_dask_stream.engine.events import (
     Threads,
 )
 from zarr_dask_stream.engine.retry import GiveUp, RetryPolicy
+from zarr_dask_stream.engine.throttle import Throttle
 from zarr_dask_stream.engine.window import Item, Outbox, Window
 from zarr_dask_stream.errors import ClusterError, StoreNotVisibleError, ZdsError
 from zarr_dask_stream.source.selection import ChunkPlan, decode_numbers, encode_numbers
@@ -164,8 +165,19 @@ class Supervisor:
         False where nobody takes items (a run for its effects): done is taken.
     depth : int or None
         Most batches submitted and not finished; None: two for each thread and one more.
+    threads : int
+        Task threads, until an input says otherwise.
+    throttle : Throttle, optional
+        Bound on the rate of requests; none by default.
     rng : random.Random
         Source of the jitter.
+
+    Attributes
+    ----------
+    paused : bool
+        Submit nothing until it is False again.
+    draining : bool
+        Submit nothing more at all: the run is done when what is out has come back and was taken.
     """
 
     def __init__(
@@ -183,6 +195,7 @@ class Supervisor:
         deliver: bool = True,
         depth: int | None = None,
         threads: int = 1,
+        throttle: Throttle | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._plan = plan
@@ -197,6 +210,10 @@ class Supervisor:
         self._depth = depth
         self._rng = rng or random.Random(0)  # noqa: S311  # jitter is not a secret
         self._threads = threads
+        self.throttle = throttle or Throttle(None, chunk_nbytes)
+        self.paused = False
+        self.draining = False
+        self._held_until: float | None = None
         self._outbox = Outbox(ordered=ordered)
         self._running: dict[int, _Running] = {}
         self._waiting: list[_Waiting] = []
@@ -216,6 +233,8 @@ class Supervisor:
         """Whether every planned chunk has reached its end, or enough have been handed out."""
         if self._limit is not None and self.counts.emitted >= self._limit:
             return True
+        if self.draining:
+            return not (self._running or self._outbox.ready)
         return not (self._running or self._waiting or len(self._outbox)) and self._cutter.exhausted
 
     @property
@@ -223,12 +242,18 @@ class Supervisor:
         """Whether the consumer has made enough room for another batch."""
         return (
             len(self._running) < self._most_running
+            and self._held_until is None
+            and not (self.paused or self.draining)
             and self.window.room(self._chunk_nbytes) >= self._want
             and not self._cutter.exhausted
         )
 
     def next_timer(self) -> float | None:
         """Time of the next thing to do without an input, or None."""
+        if self.paused or self.draining:
+            return None
+        if self._held_until is not None:
+            return self._held_until
         return self._waiting[0].due if self._waiting else None
 
     def take(self) -> Item | None:
@@ -267,8 +292,10 @@ class Supervisor:
         elif isinstance(event, Threads):
             self._threads = max(event.threads, 1)
             out.append(Notify(ClusterChanged(now, event.workers, event.threads, event.waiting_s)))
-        self._submit_due(now, out)
-        self._submit_new(now, out)
+        self._held_until = None
+        if not (self.paused or self.draining):
+            self._submit_due(now, out)
+            self._submit_new(now, out)
         return out
 
     def finish(self, outcome: str, now: float, *, consumer_s: float = 0.0, error: str = "") -> list[Instruction]:
@@ -321,7 +348,9 @@ class Supervisor:
         result = event.result
         elapsed = now - running.since
         out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s)))
-        self._batcher.observe(running.batch.count - len(result.unattempted), result.stats)
+        attempted = running.batch.count - len(result.unattempted)
+        self._batcher.observe(attempted, result.stats)
+        self.throttle.settle(attempted, result.stats.bytes_stored, now)
         if result.partial is not None:
             out.append(Fold(result.partial))
         self._settle_values(result, now, out)
@@ -435,11 +464,23 @@ class Supervisor:
             size = self._next_size()
             if size < 1 or self.window.room(self._chunk_nbytes) < size:
                 break
+            size = min(size, self._allowance(now))
+            if size < 1:
+                break
             ranges = self._cutter.cut(size)
             self._submitted += sum(len(run) for run in ranges)
             self._outbox.expect(ranges)
             batches.append(self._start(ranges, now, credit=True))
         self._announce(batches, now, out)
+
+    def _allowance(self, now: float) -> int:
+        """Return how many requests may go out now; where none may, note when to look again."""
+        if self.throttle.idle:
+            return 2**62
+        room = self.throttle.room(now)
+        if room < 1:
+            self._held_until = now + self.throttle.wait()
+        return room
 
     def _next_size(self) -> int:
         remaining = None if self._total is None else self._total - self._submitted
@@ -456,7 +497,7 @@ class Supervisor:
     def _submit_due(self, now: float, out: list[Instruction]) -> None:
         batches: list[Batch] = []
         group: list[int] = []
-        while self._waiting and self._waiting[0].due <= now:
+        while self._waiting and self._waiting[0].due <= now and self._allowance(now) >= 1:
             waiting = heapq.heappop(self._waiting)
             if waiting.alone:
                 batches.append(self._start(encode_numbers(waiting.numbers), now))
@@ -477,6 +518,7 @@ class Supervisor:
         batch = Batch(self._serial, ranges, count, nbytes, 1 if first is None else first.attempts + 1)
         if credit:
             self.window.reserve(count, nbytes)
+        self.throttle.spend(count)
         self._running[batch.id] = _Running(batch, now)
         return batch
 

@@ -50,7 +50,9 @@ class Report(Callback):
     url : str
         The array.
     total : int or None
-        Chunks planned; None while a `where` predicate has not been walked to its end.
+        Chunks planned for this run; None while a `where` predicate has not been walked to its end.
+    resumed : int
+        Chunks done by earlier runs on the same checkpoint, not counted in `total`.
     emitted, filtered, skipped_missing, dead_lettered, cancelled : int
         Where they ended: each chunk in exactly one.
     retries, hedges : int
@@ -82,6 +84,7 @@ class Report(Callback):
     skipped_missing: int = 0
     dead_lettered: int = 0
     cancelled: int = 0
+    resumed: int = 0
     retries: int = 0
     hedges: int = 0
     batches: int = 0
@@ -110,6 +113,7 @@ class Report(Callback):
         """Begin."""
         self.url = notice.url
         self.total = notice.total
+        self.resumed = notice.resumed
 
     def on_batch_submitted(self, notice: BatchSubmitted) -> None:
         """Keep the peaks."""
@@ -206,7 +210,7 @@ class Report(Callback):
         """Return the account as plain data for JSON."""
         names = (
             "url", "outcome", "error", "total", "emitted", "filtered", "skipped_missing", "dead_lettered",
-            "cancelled", "retries", "hedges", "batches", "batches_lost", "bytes_stored", "bytes_decoded",
+            "cancelled", "resumed", "retries", "hedges", "batches", "batches_lost", "bytes_stored", "bytes_decoded",
             "peak_chunks_in_flight", "peak_bytes_in_flight", "wall_s",
         )  # fmt: skip
         report = {name: getattr(self, name) for name in names}
@@ -223,7 +227,7 @@ class Report(Callback):
         """Return the account as labelled lines, for a person."""
         ends = [
             (self.emitted, "emitted"), (self.filtered, "filtered"), (self.skipped_missing, "missing, skipped"),
-            (self.dead_lettered, "dead letters"), (self.cancelled, "cancelled"),
+            (self.dead_lettered, "dead letters"), (self.cancelled, "cancelled"), (self.resumed, "done by earlier runs"),
         ]  # fmt: skip
         total = "?" if self.total is None else f"{self.total:,}"
         rows = [
