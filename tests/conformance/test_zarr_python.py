@@ -213,7 +213,8 @@ def test_v3_numcodecs_compressors(codec: dict[str, Any]) -> None:
 V3_FILTERS: list[tuple[str, list[dict[str, Any]], bool]] = [
     ("i4", [{"name": "numcodecs.delta", "configuration": {"dtype": "<i4"}}], True),
     ("i4", [{"name": "numcodecs.delta", "configuration": {"dtype": "<i4", "astype": "<i2"}}], True),
-    ("f8", [{"name": "numcodecs.fixedscaleoffset", "configuration": {"offset": 0, "scale": 10, "astype": "<i4"}}], True),
+    ("f8", [{"name": "numcodecs.fixedscaleoffset",
+             "configuration": {"offset": 0, "scale": 10, "astype": "<i4"}}], True),
     ("f8", [{"name": "numcodecs.fixedscaleoffset", "configuration": {"offset": 1, "scale": 2}}], True),
     ("f4", [{"name": "numcodecs.bitround", "configuration": {"keepbits": 5}}], True),
     ("f4", [{"name": "numcodecs.quantize", "configuration": {"digits": 2}}], True),
@@ -360,8 +361,10 @@ def test_v3_with_keys_of_version_2(separator: Any) -> None:
 
 FILLS: list[tuple[Any, Any]] = [
     ("f4", 0), ("f4", float("nan")), ("f8", float("inf")), ("f8", float("-inf")), ("f8", -0.0), ("f2", 1.5),
-    ("i8", -(2**63)), ("u8", 2**64 - 1), ("bool", True), ("c16", complex(1, float("nan"))), ("M8[s]", np.datetime64("NaT")),
-    ("M8[s]", np.datetime64("2020-01-01")), ("m8[ms]", np.timedelta64(5, "ms")), ("U3", "abc"), ("S3", b"ab"), (str, "none"),
+    ("i8", -(2**63)), ("u8", 2**64 - 1), ("bool", True), ("c16", complex(1, float("nan"))),
+    ("M8[s]", np.datetime64("NaT")),
+    ("M8[s]", np.datetime64("2020-01-01")), ("m8[ms]", np.timedelta64(5, "ms")), ("U3", "abc"), ("S3", b"ab"),
+    (str, "none"),
 ]  # fmt: skip
 
 

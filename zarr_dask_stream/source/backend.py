@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
-from zarr_dask_stream.source.secret import builtin_error
+from zarr_dask_stream.source.secret import builtin_error, service_code
 
 __all__ = ["ByteStore", "LocalFiles", "MappingBytes", "RemoteBytes", "ZipEntries", "check_key"]
 
@@ -344,7 +344,7 @@ class RemoteBytes(ByteStore):
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  # client libraries raise anything; none may be lost
-            if _is_absent(error):
+            if not isinstance(error, KeyError) and _is_absent(error):
                 return None
             problem = builtin_error(error, f"reading {key} of {self.url}", self._secrets)
         else:
@@ -399,14 +399,22 @@ class RemoteBytes(ByteStore):
         return self.call(self._dir(check_key(prefix.strip("/"))), f"listing {self.url}")
 
 
-def _is_absent(error: Exception) -> bool:
-    """Whether an error of a client means "no such key" and nothing worse."""
-    response = getattr(error.__cause__, "response", None)
-    if isinstance(response, Mapping) and response.get("Error", {}).get("Code") == "NoSuchBucket":
+_ABSENT_CODES = frozenset({"404", "NoSuchKey", "NoSuchVersion"})
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether an error of a client means "no such key" and nothing worse.
+
+    Some clients raise FileNotFoundError for whatever happened, with what really happened as its cause.
+    """
+    code = service_code(error)
+    if code == "NoSuchBucket" or ("NotFound" in type(error).__name__ and "NoSuchBucket" in str(error)):
         raise StoreNotFoundError("there is no such bucket; check its name and the endpoint")
-    if type(error).__name__ == "NotFoundError" and "NoSuchBucket" in str(error):
-        raise StoreNotFoundError("there is no such bucket; check its name and the endpoint")
-    return isinstance(error, FileNotFoundError) or type(error).__name__ == "NotFoundError"
+    if code is not None:
+        return code in _ABSENT_CODES
+    if isinstance(error, FileNotFoundError):
+        return error.__cause__ is None or _is_absent(error.__cause__)
+    return "NotFound" in type(error).__name__ or isinstance(error, KeyError) or getattr(error, "status", 0) == 404
 
 
 def _trim(data: bytes, start: int, stop: int | None) -> bytes:

@@ -345,10 +345,13 @@ def _fallback(spec: ArraySpec) -> Decode:
     zeros = ["0"] * len(spec.chunks)
     key = ".".join(zeros or ["0"]) if spec.zarr_format == 2 else ".".join(["c", *zeros])
     shape, dtype, zarr_format = spec.chunks, spec.dtype, spec.zarr_format
+    counted, count = _starts_with_count(document), math.prod(shape)
     local = threading.local()  # an array for each thread, because each holds the chunk at hand
 
     def decode(raw: Buffer) -> Array:
         value = bytes(outer(raw))
+        if counted:
+            _check_count(value, count)
         if not hasattr(local, "array"):
             local.array, local.values = zarr_array(document, zarr_format)
         local.values[key] = cpu.Buffer.from_bytes(value)
@@ -382,6 +385,20 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
         document.update(shape=list(spec.chunks), codecs=chain, chunk_grid=grid, chunk_key_encoding=keys)
         document.pop("dimension_names", None)
     return _outer_step(outer[::-1], size), document
+
+
+def _starts_with_count(document: Mapping[str, Any]) -> bool:
+    """Whether the innermost bytes begin with the number of elements (numcodecs' formats of varying length)."""
+    codecs = document["codecs"] if document["zarr_format"] == 3 else (document.get("filters") or ())
+    last = codecs[-1] if codecs and not document.get("compressor") else {}
+    return (last.get("name") or last.get("id")) in {"vlen-utf8", "vlen-bytes", "vlen-array"}
+
+
+def _check_count(value: bytes, count: int) -> None:
+    stated = int.from_bytes(value[:4], "little")
+    if len(value) < 4 or stated != count:
+        # The library makes room for what is stated before it looks at the data.
+        raise CorruptChunkError(f"expected {count} elements of varying length, the data state {stated}")
 
 
 def _known(codec: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ Only a foreign zarr store runs on zarr's loop, because it may already be bound t
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,6 +80,13 @@ class MemoryFiles(_Keyed):
         return (path[len(lead) :] for path in list(memory_contents()) if path.startswith(lead))
 
 
+def _is_asynchronous(fs: Any) -> bool:
+    """Whether a file system has coroutines: its own, and those of one that it wraps."""
+    inner = getattr(fs, "fs", None)
+    wraps = isinstance(inner, fsspec.AbstractFileSystem)
+    return isinstance(fs, AsyncFileSystem) and fs.async_impl and (not wraps or _is_asynchronous(inner))
+
+
 class FsspecFiles(RemoteBytes):
     """Files of an fsspec file system below a root; synchronous ones run in threads."""
 
@@ -87,9 +95,11 @@ class FsspecFiles(RemoteBytes):
         self._fs = fs
         self._lead = f"{root.rstrip('/')}/" if root.strip("/") else root
         self._query = f"?{query}" if query else ""
-        self._asynchronous = isinstance(fs, AsyncFileSystem) and fs.async_impl
+        self._asynchronous = _is_asynchronous(fs)
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         self._listable = protocol not in {"http", "https"}
+        inner = getattr(fs, "fs", None) if str(protocol).endswith("cache") else None
+        self._behind = None if inner is None else FsspecFiles(url, inner, root, query=query, secrets=secrets)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -104,8 +114,18 @@ class FsspecFiles(RemoteBytes):
 
     async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
         path = f"{self._lead}{key}{self._query}"
+        if start is not None and start < 0 and not self._asynchronous:
+            # Files opened by synchronous file systems often don't know their size, which a negative start needs.
+            stop = int(await self._run("size", path))
+            start = max(0, stop + start)
         limits = {} if start is None else {"start": start, "end": stop}
-        return bytes(await self._run("cat_file", path, **limits))
+        try:
+            return bytes(await self._run("cat_file", path, **limits))
+        except FileNotFoundError:
+            if self._behind is None:
+                raise
+        # A caching file system says "not found" to whatever happened behind it: ask there.
+        return await self._behind.fetch(key, start, stop)
 
     def _relative(self, path: str) -> str:
         lead = self._lead.lstrip("/")
@@ -138,11 +158,29 @@ class FsspecFiles(RemoteBytes):
             raise StoreError(f"{self.url} can't be listed: plain HTTP has no listings; name the array's path")
 
 
+_runtime_pid = [0]
+
+
+def claim_runtime(url: str) -> None:
+    """Note that obstore runs in this process, or refuse where it ran in the one that was forked.
+
+    Its threads stay behind in the parent; a read in the child would wait for them for ever.
+    """
+    pid = os.getpid()
+    if _runtime_pid[0] not in {0, pid}:
+        raise StoreError(
+            f"{url} is read by obstore, which does not survive a fork; start processes with 'spawn' or "
+            "'forkserver' (for a torch DataLoader: multiprocessing_context='spawn')"
+        )
+    _runtime_pid[0] = pid
+
+
 class ObstoreObjects(RemoteBytes):
     """Objects of an obstore store."""
 
     def __init__(self, url: str, store: Any, *, secrets: tuple[str, ...] = (), lead: str = "") -> None:
         super().__init__(url, secrets)
+        claim_runtime(url)
         self._store = store
         self._lead = lead
         self._get: Callable[..., Any] = store.get_async

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["Sealed", "builtin_error", "digest", "display_url", "redact", "secrets_in"]
+__all__ = ["Sealed", "builtin_error", "digest", "display_url", "redact", "secrets_in", "service_code"]
 
 _HIDDEN = "***"
 # Option names whose values are no secret, so that they may stay readable in error messages.
@@ -78,7 +78,7 @@ def secrets_in(url: str, options: Mapping[str, Any]) -> tuple[str, ...]:
         if parts.scheme in {"http", "https"} and parts.query:
             found.add(parts.query)
             found.update(pair.partition("=")[2] for pair in parts.query.split("&"))
-    return tuple(sorted((text for text in found if len(text) >= 3), key=len, reverse=True))
+    return tuple(sorted((text for text in found if len(text) >= 3), key=lambda text: (-len(text), text)))
 
 
 def _option_secrets(value: Any, *, secret: bool) -> Iterator[str]:
@@ -137,7 +137,9 @@ def builtin_error(error: BaseException, what: str, secrets: Iterable[str]) -> OS
         PermissionError, TimeoutError, ConnectionError or a plain OSError with an errno that tells
         transient (EBUSY, EREMOTEIO, ECONNRESET) from permanent. It has no cause and no context.
     """
-    code = _service_code(error)
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # fsspec says "not found" for whatever happened, and hides that here
+    code = service_code(error)
     name = type(error).__name__ if code is None else f"{type(error).__name__} {code}"
     text = redact(f"{what}: {name}: {error}", secrets)
     for kind, number in (
@@ -155,7 +157,8 @@ def builtin_error(error: BaseException, what: str, secrets: Iterable[str]) -> OS
     return _from_status(_status(error), str(error), type(error), text)
 
 
-def _service_code(error: BaseException) -> str | None:
+def service_code(error: BaseException) -> str | None:
+    """Return the code that an AWS-like service gave for an error, such as ``NoSuchKey``."""
     for link in (error, error.__cause__):
         response = getattr(link, "response", None)
         if isinstance(response, Mapping):

@@ -25,18 +25,19 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, StorePath, ZipStore
 
-from zarr_dask_stream.errors import StoreNotVisibleError, UsageError
+from zarr_dask_stream.errors import StoreNotFoundError, StoreNotVisibleError, UsageError
 from zarr_dask_stream.source.backend import ByteStore, LocalFiles, MappingBytes, ZipEntries
 from zarr_dask_stream.source.remote import (
     FsspecFiles,
     MemoryFiles,
     ObstoreObjects,
     ZarrKeys,
+    claim_runtime,
     open_filesystem,
     rebuild_filesystem,
     split_query,
 )
-from zarr_dask_stream.source.secret import Sealed, digest, display_url, secrets_in
+from zarr_dask_stream.source.secret import Sealed, builtin_error, digest, display_url, secrets_in
 
 __all__ = ["StoreSpec", "here", "split_source"]
 
@@ -213,7 +214,7 @@ def _parse_place(place: str | os.PathLike[str], options: dict[str, Any]) -> Stor
 
 
 def _local(path: str) -> StoreSpec:
-    path = str(Path(path).absolute())
+    path = os.path.abspath(path)  # noqa: PTH100  # pathlib would keep '..', and make two stores of one
     kind = "zip" if path.endswith(".zip") and not Path(path).is_dir() else "local"
     return StoreSpec(kind, path, digest(f"{kind}:{path}".encode()), payload=Sealed(path))
 
@@ -267,6 +268,7 @@ def _parse_object(store: Any) -> StoreSpec:
     if isinstance(store, fsspec.FSMap):
         return _parse_filesystem(store.fs, store.root)
     if type(store) is ObjectStore:
+        claim_runtime(_obstore_url(store.store))
         return _parse_portable("obstore", store.store, _obstore_url(store.store))
     if isinstance(store, MemoryStore):
         return _parse_resident(store, "memory://(a MemoryStore of this process)")
@@ -360,7 +362,15 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
     if url.startswith("memory://"):
         return MemoryFiles(spec.url, url.removeprefix("memory://"))
     base, query = split_query(url)
-    fs, root = open_filesystem(base, options)
+    problem: OSError | None = None
+    try:
+        fs, root = open_filesystem(base, options)
+    except Exception as error:  # noqa: BLE001  # client libraries raise anything
+        problem = builtin_error(error, f"opening {spec.url}", secrets)
+    if isinstance(problem, FileNotFoundError):
+        raise StoreNotFoundError(f"there is no {spec.url}: {problem.strerror}")
+    if problem is not None:
+        raise problem  # outside the handler: no context, which could hold credentials
     return FsspecFiles(spec.url, fs, root, query=query, secrets=secrets)
 
 
