@@ -185,6 +185,25 @@ def test_missing_skip(sparse: str, concurrency: int | None) -> None:
     assert balanced(stream.report)
 
 
+def test_missing_skip_asks_for_nothing_absent(tmp_path: Path) -> None:
+    array = zarr.create_array(str(tmp_path / "wide"), shape=(1000, 1000), chunks=(1, 1), dtype="i1", fill_value=0)
+    array[17, 4] = array[17, 990] = array[999, 999] = 1
+    stream = zds.stream_chunks(str(tmp_path / "wide"), missing="skip", region=(..., slice(0, 995)))
+    assert [chunk.index for chunk in stream] == [(17, 4), (17, 990)]
+    assert stream.report.skipped_missing == 995_000 - 2
+    assert sum(worker.chunks for worker in stream.report.workers.values()) == 2
+    assert balanced(stream.report)
+
+
+def test_missing_skip_without_a_listing(http_store: Any) -> None:
+    """Plain HTTP can't be listed: then absent chunks are asked for one by one."""
+    array = zarr.create_array(str(http_store.directory / "a"), shape=(4, 4), chunks=(2, 2), dtype="f4", fill_value=9)
+    array[:2, :2] = 1
+    stream = zds.stream_chunks(f"{http_store.url}/a", missing="skip")
+    assert [chunk.index for chunk in stream] == [(0, 0)]
+    assert stream.report.skipped_missing == 3
+
+
 def test_missing_raise_names_the_chunk(sparse: str, concurrency: int | None) -> None:
     stream = zds.stream_chunks(sparse, concurrency=concurrency, missing="raise")
     with pytest.raises(zds.ChunkError, match="is not stored") as caught:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
 from zarr_dask_stream.engine.checkpoint import Checkpoint, Ledger, encode_value, fingerprint, identity
 from zarr_dask_stream.engine.events import (
@@ -48,10 +50,11 @@ from zarr_dask_stream.engine.supervisor import Fold as FoldIn
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window, WindowLimits
-from zarr_dask_stream.errors import ChunkError, UsageError
+from zarr_dask_stream.errors import ChunkError, StoreError, UsageError
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.chunk import Chunk
-from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
+from zarr_dask_stream.source.reader import stored_numbers
+from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, Sieve, parse_region
 from zarr_dask_stream.stages.combine import Fold, Partials, Reducer, as_reducer, merge_partials
 from zarr_dask_stream.stages.transform import Filter, Map, Stage, check_function
 from zarr_dask_stream.watch.progress import progress_observer
@@ -532,12 +535,14 @@ class _Run:
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report))
         self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
-        runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
+        runs: Iterable[range] = o.plan.runs(by_shard=not (o.ordered and self._deliver))
         total = len(o.plan) if o.plan.where is None or o.progress else None
         if self._ledger is not None:
             self._open_ledger(self._ledger)
             runs = self._ledger.done.missing_from(runs)
             total = None if total is None else total - len(self._ledger.done)
+        if o.missing == "skip":
+            runs = _stored_only(o, runs)
         self._total = total
         try:
             self.executor: Executor = choose_executor(work, o.client, serial=o.limits.chunks == 1)
@@ -721,6 +726,16 @@ class _Run:
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
         self._close_ledger()
+
+
+def _stored_only(options: _Options, runs: Iterable[range]) -> Iterable[range]:
+    """Leave out what a listing of the store shows to be absent; where it can't be listed, ask chunk by chunk."""
+    try:
+        numbers = np.fromiter(stored_numbers(options.spec, options.plan.box), np.int64)
+    except StoreError as error:
+        logger.info("the store can't be listed, absent chunks are asked for one by one: %s", error)
+        return runs
+    return Sieve(runs, numbers)
 
 
 def _ledger_of(options: _Options) -> Ledger:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zarr_dask_stream.engine.events import BatchStats
+from zarr_dask_stream.source.selection import Sieve
 
 __all__ = ["BatchLimits", "Batcher", "Cutter"]
 
@@ -107,6 +108,7 @@ class Cutter:
     """
 
     def __init__(self, runs: Iterable[range]) -> None:
+        self._sieve = runs if isinstance(runs, Sieve) else None
         self._runs: Iterator[range] = iter(runs)
         self._head: range = range(0)
 
@@ -129,6 +131,10 @@ class Cutter:
             count -= len(piece)
             ranges.append(piece)
         return tuple(ranges)
+
+    def take_absent(self) -> int:
+        """Return how many planned numbers were passed over as not stored since the last call."""
+        return 0 if self._sieve is None else self._sieve.take_absent()
 
     def rest(self) -> int:
         """Walk to the end and return how many numbers were left."""

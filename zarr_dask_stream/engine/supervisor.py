@@ -307,7 +307,9 @@ class Supervisor:
         self._flush_taken(now, out)
         if self._running:
             out.append(Cancel(tuple(self._running)))
+        self._flush_absent(now, out)  # found on the way here
         left = self.window.chunks + self._cutter.rest()
+        left += self._cutter.take_absent()  # never looked at
         self.counts.cancelled = left
         if left:
             out.append(Notify(ChunksCancelled(now, left)))
@@ -472,6 +474,7 @@ class Supervisor:
             self._outbox.expect(ranges)
             batches.append(self._start(ranges, now, credit=True))
         self._announce(batches, now, out)
+        self._flush_absent(now, out)
 
     def _allowance(self, now: float) -> int:
         """Return how many requests may go out now; where none may, note when to look again."""
@@ -538,6 +541,14 @@ class Supervisor:
             self._outbox.drop(number)
             count += 1
         self.window.release(count, count * self._chunk_nbytes)
+
+    def _flush_absent(self, now: float, out: list[Instruction]) -> None:
+        """Account for stretches of the plan that a listing showed to be empty."""
+        absent = self._cutter.take_absent()
+        if absent:
+            self._submitted += absent
+            self.counts.skipped += absent
+            out.append(Notify(ChunksSkipped(now, (), absent)))
 
     def _flush_taken(self, now: float, out: list[Instruction]) -> None:
         if self._taken:

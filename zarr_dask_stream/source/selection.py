@@ -14,15 +14,19 @@ from functools import cached_property
 from types import EllipsisType
 from typing import Any, Literal, SupportsIndex
 
+import numpy as np
+import numpy.typing as npt
+
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 
-__all__ = ["ChunkPlan", "Missing", "RegionLike", "decode_numbers", "encode_numbers", "parse_region"]
+__all__ = ["ChunkPlan", "Missing", "RegionLike", "Sieve", "decode_numbers", "encode_numbers", "parse_region"]
 
 Missing = Literal["fill", "skip", "raise"]
 RegionLike = slice | int | EllipsisType | tuple[slice | int | EllipsisType, ...] | list[Any] | None
 Predicate = Callable[[Index], Any]
 _PIECE = 256
+_SIFTED = 4096
 
 
 def parse_region(region: RegionLike, shape: tuple[int, ...]) -> Region:
@@ -134,6 +138,48 @@ def decode_numbers(ranges: Iterable[range]) -> Iterator[int]:
     """Walk the numbers of `ranges`, in order."""
     for run in ranges:
         yield from run
+
+
+class Sieve:
+    """Runs of planned numbers, less those that a listing of the store has shown to be absent.
+
+    Parameters
+    ----------
+    runs : iterable of range
+        Planned numbers.
+    stored : array of int
+        Numbers that are stored, ascending.
+
+    Notes
+    -----
+    The cost of a long run grows with what is stored of it, not with its length.
+
+    Examples
+    --------
+    >>> sieve = Sieve([range(0, 10), range(20, 24)], np.array([3, 4, 5, 22, 99]))
+    >>> list(sieve), sieve.take_absent(), sieve.take_absent()
+    ([range(3, 6), range(22, 23)], 10, 0)
+    """
+
+    def __init__(self, runs: Iterable[range], stored: npt.NDArray[np.int64]) -> None:
+        self._runs = runs
+        self._stored = stored
+        self._absent = 0
+
+    def __iter__(self) -> Iterator[range]:
+        for run in self._runs:
+            low, high = np.searchsorted(self._stored, (run.start, run[-1] + 1)) if run else (0, 0)
+            present = self._stored[low:high]
+            if run.step != 1:
+                present = present[(present - run.start) % run.step == 0]
+            self._absent += len(run) - len(present)
+            for at in range(0, len(present), _SIFTED):
+                yield from encode_numbers(present[at : at + _SIFTED].tolist())
+
+    def take_absent(self) -> int:
+        """Return how many numbers were left out since the last call."""
+        absent, self._absent = self._absent, 0
+        return absent
 
 
 @dataclass(frozen=True)
