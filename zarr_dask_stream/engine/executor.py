@@ -14,13 +14,15 @@ import importlib.metadata
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import cloudpickle
 import dask
 import distributed
 from dask.utils import parse_bytes
+from distributed.comm.core import connect
 from distributed.system import MEMORY_LIMIT
 from distributed.worker import thread_state
 
@@ -36,6 +38,7 @@ __all__ = [
     "SerialExecutor",
     "check_client",
     "choose_executor",
+    "connected",
     "delayed_chunks",
     "embedded_cluster",
     "in_dask_task",
@@ -46,6 +49,7 @@ T = TypeVar("T")
 
 _POLL_S = 1.0  # how often the size of the cluster is asked for
 _NO_WORKERS_S = 3.0  # how long a cluster may have no worker before we say so
+_CONNECT_S = 10.0  # how long a scheduler may take to answer for the first time
 _RECONNECT_S = 30.0  # how long a lost scheduler may take to come back
 _INLINE_BYTES = 256 * 1024  # a larger description of the work travels once per worker, not per task
 
@@ -287,7 +291,7 @@ def choose_executor(work: Work, client: distributed.Client | None, *, serial: bo
 
 
 def embedded_cluster(threads: int | None = None, processes: int = 0) -> distributed.Client:
-    """Start a cluster for one run; closing the client closes the cluster too.
+    """Start a cluster on this host; whoever asked for it closes the client and its ``.cluster``.
 
     Parameters
     ----------
@@ -307,6 +311,44 @@ def embedded_cluster(threads: int | None = None, processes: int = 0) -> distribu
         memory_limit="auto" if processes else None,
     )
     return distributed.Client(cluster, set_as_default=False)
+
+
+@contextmanager
+def connected(address: str | None = None, processes: int = 0) -> Iterator[distributed.Client | None]:
+    """Lend a client of the scheduler at `address`, or of a cluster of so many processes on this host.
+
+    With neither, lend None: a stream then finds or starts a cluster by itself. What was started here is
+    ended with the block.
+
+    Raises
+    ------
+    ClusterError
+        If no scheduler answers at `address` within ten seconds.
+    """
+    if address:
+        try:
+            asyncio.run(_knock(address))
+        except (OSError, ValueError, TypeError) as error:
+            raise ClusterError(
+                f"no Dask scheduler answers at {address} ({error}); expected an address such as tcp://host:8786"
+            ) from error
+        with distributed.Client(address, timeout=_CONNECT_S, set_as_default=False) as client:
+            yield client
+    elif processes:
+        client = embedded_cluster(processes=processes)
+        try:
+            yield client
+        finally:
+            _close_cluster(client)
+    else:
+        yield None
+
+
+async def _knock(address: str) -> None:
+    """Connect and leave again: a Client that finds nobody takes half a minute to be rid of."""
+    security = distributed.Security().get_connection_args("client")
+    comm = await connect(address, timeout=_CONNECT_S, **security)
+    await comm.close()
 
 
 class DaskExecutor:
