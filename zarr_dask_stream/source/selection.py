@@ -5,7 +5,6 @@ A `ChunkPlan` is a description, not a list: walking it costs no memory, and it c
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -77,7 +76,10 @@ def _parse_axis(entry: object, length: int, axis: int) -> slice:
         return _parse_slice(entry, length, where)
     if isinstance(entry, bool) or not isinstance(entry, SupportsIndex):
         raise UsageError(f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}")
-    position = operator.index(entry)
+    try:
+        position = operator.index(entry)
+    except TypeError:  # an array has the method and refuses
+        raise UsageError(f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}") from None
     if not -length <= position < length:
         raise UsageError(f"{where}: index {position} is outside the array")
     position %= length
@@ -94,8 +96,9 @@ def _parse_slice(entry: slice, length: int, where: str) -> slice:
         start, stop, _ = entry.indices(length)
     except TypeError:
         raise UsageError(f"{where}: slice bounds must be integers or None, got {entry!r}") from None
-    asked = entry.start
-    if asked is not None and length and start >= length and asked >= length:
+    beyond = entry.start is not None and start >= length and entry.start >= length
+    before = entry.start is not None and entry.stop is not None and entry.start < -length and entry.stop <= -length
+    if length and (beyond or before):
         raise UsageError(f"{where}: {entry.start}:{entry.stop} lies outside the array")
     return slice(start, max(start, stop))
 
@@ -112,12 +115,11 @@ def encode_numbers(numbers: Iterable[int]) -> tuple[range, ...]:
 
 
 def _pack(numbers: Iterator[int]) -> Iterator[range]:
-    first = next(numbers, None)
+    first, second = next(numbers, None), next(numbers, None)
     while first is not None:
-        second = next(numbers, None)
         if second is None or second <= first:
             yield range(first, first + 1)
-            first = second
+            first, second = second, next(numbers, None)
             continue
         step, last, length = second - first, second, 2
         following = next(numbers, None)
@@ -127,11 +129,10 @@ def _pack(numbers: Iterator[int]) -> Iterator[range]:
         if length == 2 and step > 1 and following is not None and following > last:
             # A pair with a gap only looks like a run: the second may begin a longer one.
             yield range(first, first + 1)
-            numbers = itertools.chain((following,), numbers)
-            first = last
+            first, second = last, following
             continue
         yield range(first, last + 1, step)
-        first = following
+        first, second = following, next(numbers, None)
 
 
 def decode_numbers(ranges: Iterable[range]) -> Iterator[int]:
