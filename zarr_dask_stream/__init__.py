@@ -3,6 +3,7 @@
 from zarr_dask_stream import errors
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
+from zarr_dask_stream.engine.hedging import Hedge
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
@@ -20,6 +21,7 @@ __all__ = [
     "ChunkStream",
     "ClusterError",
     "DeadLetter",
+    "Hedge",
     "RateLimit",
     "Reducer",
     "Report",

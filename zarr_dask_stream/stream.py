@@ -44,8 +44,9 @@ from zarr_dask_stream.engine.executor import (
     delayed_chunks,
     memory_budget,
 )
+from zarr_dask_stream.engine.hedging import Hedge
 from zarr_dask_stream.engine.retry import RetryPolicy
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Submit, Supervisor
+from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Restart, Submit, Supervisor
 from zarr_dask_stream.engine.supervisor import Fold as FoldIn
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
@@ -88,6 +89,7 @@ class _Options:
     fold: Fold | None = None
     limit: int | None = None
     rate_limit: RateLimit | None = None
+    hedge: Hedge | None = None
     checkpoint: Checkpoint | None = None
 
 
@@ -112,6 +114,7 @@ def stream_chunks(
     max_bytes: int | str = "10%",
     retry: RetryPolicy | None = None,
     timeout: float | None = 60.0,
+    hedge: Hedge | None = None,
     rate_limit: RateLimit | None = None,
     on_error: OnError = "raise",
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
@@ -156,6 +159,8 @@ def stream_chunks(
     timeout : float or None
         Seconds for one attempt at one chunk, reading and stages each. Not enforced on functions in
         the sequential stream, which has no second thread to watch from.
+    hedge : Hedge, optional
+        Start a second copy of a read that takes much longer than usual; the first answer wins.
     rate_limit : RateLimit, optional
         Bound on requests and bytes per second, all workers together; ``stream.rate_limit`` changes it
         while a run goes on. Without it, the stream still slows down when the store asks for it.
@@ -213,6 +218,8 @@ def stream_chunks(
         raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
     if rate_limit is not None and not isinstance(rate_limit, RateLimit):
         raise UsageError(f"rate_limit must be a RateLimit, got {rate_limit!r}")
+    if hedge is not None and not isinstance(hedge, Hedge):
+        raise UsageError(f"hedge must be a Hedge, got {hedge!r}")
     check_client(client)
     ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     if ledger is not None and not isinstance(ledger, Checkpoint):
@@ -235,6 +242,7 @@ def stream_chunks(
             callbacks=observers,
             client=client,
             rate_limit=rate_limit,
+            hedge=hedge,
             checkpoint=ledger,
         )
     )
@@ -562,6 +570,7 @@ class _Run:
             deliver=self._deliver,
             depth=1 if isinstance(self.executor, SerialExecutor) else None,
             throttle=Throttle(o.rate_limit, o.spec.chunk_nbytes),
+            hedge=o.hedge,
             rng=random.Random(os.urandom(8)),  # noqa: S311  # jitter must differ from client to client
         )
 
@@ -624,6 +633,8 @@ class _Run:
             elif isinstance(instruction, FoldIn):
                 assert self._options.fold is not None
                 merge_partials(self._options.fold.reducer, self._partials, instruction.partial)
+            elif isinstance(instruction, Restart):
+                self.executor.restart(instruction.worker)
             elif isinstance(instruction, Abort):
                 raise instruction.error
 

@@ -21,6 +21,7 @@ __all__ = [
     "Batch",
     "BatchDone",
     "BatchFinished",
+    "BatchHedged",
     "BatchLost",
     "BatchResult",
     "BatchStats",
@@ -40,8 +41,10 @@ __all__ = [
     "Notice",
     "RunFinished",
     "RunStarted",
+    "SlowedDown",
     "Threads",
     "Tick",
+    "WorkerRetired",
 ]
 
 
@@ -49,6 +52,7 @@ class Category(Enum):
     """What kind of failure it was: what `RetryPolicy` judges by."""
 
     TRANSIENT = "transient"
+    THROTTLED = "throttled"
     TIMEOUT = "timeout"
     CORRUPT = "corrupt"
     CREDENTIALS = "credentials"
@@ -108,6 +112,7 @@ class BatchStats:
     bytes_result: int = 0
     latency: dict[int, int] = field(default_factory=dict)
     worker: str = ""
+    zombies: int = 0
 
 
 @dataclass(slots=True)
@@ -310,6 +315,29 @@ class ChunkRetried(Notice):
     failure: Failure
     attempt: int
     delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHedged(Notice):
+    """A second copy of a straggling batch was started."""
+
+    batch: Batch
+    copy: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class SlowedDown(Notice):
+    """The store complained; `requests_per_s` is what the whole cluster may ask for from now on."""
+
+    requests_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRetired(Notice):
+    """A worker was restarted because so many of its threads hang in chunks that were given up."""
+
+    worker: str
+    zombies: int
 
 
 @dataclass(frozen=True, slots=True)

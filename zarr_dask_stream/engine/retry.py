@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zarr_dask_stream.engine.events import Category, Failure
@@ -21,23 +21,25 @@ from zarr_dask_stream.errors import (
     UsageError,
 )
 
-__all__ = ["GiveUp", "RetryAfter", "RetryPolicy", "classify"]
+__all__ = ["Breaker", "GiveUp", "RetryAfter", "RetryPolicy", "classify"]
 
 _TRANSIENT_ERRNO = frozenset(
     {
-        errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
+        errno.EAGAIN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
         errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENETDOWN, errno.ENETRESET,
         errno.ENETUNREACH, errno.ENFILE, errno.ENOBUFS, errno.EPIPE, errno.EREMOTEIO, errno.ESTALE,
         errno.ETIMEDOUT,
     }
 )  # fmt: skip
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 504})
+_THROTTLED_STATUS = frozenset({429, 503})
 _CREDENTIAL_CODES = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
 )
-_TRANSIENT_CODES = frozenset(
-    {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError",
-     "ServiceUnavailable", "RequestLimitExceeded", "BandwidthLimitExceeded", "503"}
+_TRANSIENT_CODES = frozenset({"RequestTimeout", "InternalError"})
+_THROTTLED_CODES = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "ServiceUnavailable", "RequestLimitExceeded",
+     "BandwidthLimitExceeded", "TooManyRequests", "503"}
 )  # fmt: skip
 # Client libraries that are not imported here: their classes are known by name, in any module.
 _TRANSIENT_NAMES = frozenset(
@@ -93,15 +95,21 @@ def _classify_one(error: BaseException) -> Category | None:
         return Category.CREDENTIALS
     if isinstance(error, TimeoutError):
         return Category.TIMEOUT
-    if code in _TRANSIENT_CODES or "SlowDown" in text:
+    if code in _THROTTLED_CODES or "SlowDown" in text:
+        return Category.THROTTLED
+    if code in _TRANSIENT_CODES:
         return Category.TRANSIENT
     status = _status(error)
     if status is not None:
+        if status in _THROTTLED_STATUS:
+            return Category.THROTTLED
         return Category.TRANSIENT if status in _TRANSIENT_STATUS else Category.PERMANENT
     if isinstance(error, (FileNotFoundError, PermissionError, StoreError)):
         return None
     if isinstance(error, (ConnectionError, EOFError)):
         return Category.TRANSIENT
+    if isinstance(error, OSError) and error.errno == errno.EBUSY:
+        return Category.THROTTLED  # what s3fs makes of a 503
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return Category.TRANSIENT
     if type(error).__name__ in _TRANSIENT_NAMES:
@@ -167,6 +175,9 @@ class RetryPolicy:
         worker.
     budget : int or None
         Retries of the whole stream, all chunks together; past it failures are final.
+    breaker : float or None
+        The stream stops with one error once this share of the last hundred attempts has failed for
+        reasons outside the chunks (network, store, credentials); None: never.
 
     Raises
     ------
@@ -192,6 +203,7 @@ class RetryPolicy:
     corrupt_attempts: int = 3
     on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool] | None = None
     budget: int | None = None
+    breaker: float | None = 0.95
 
     def __post_init__(self) -> None:
         for name in ("attempts", "corrupt_attempts"):
@@ -205,6 +217,8 @@ class RetryPolicy:
             raise UsageError(f"RetryPolicy: wait_exp_base must be at least 1, got {self.wait_exp_base!r}")
         if not 0 <= self.wait_jitter <= 1:
             raise UsageError(f"RetryPolicy: wait_jitter is a share from 0 to 1, got {self.wait_jitter!r}")
+        if self.breaker is not None and not 0 < self.breaker <= 1:
+            raise UsageError(f"RetryPolicy: breaker is a share from 0 to 1, or None, got {self.breaker!r}")
         if self.on is not None and not (callable(self.on) or isinstance(self.on, tuple)):
             raise UsageError(f"RetryPolicy: on must be exception classes or a predicate, got {self.on!r}")
 
@@ -263,3 +277,57 @@ class RetryPolicy:
         if failure.category is Category.PERMANENT and not failure.retryable:
             return "the error is permanent"
         return ""
+
+
+_OUTSIDE = frozenset({Category.TRANSIENT, Category.THROTTLED, Category.TIMEOUT, Category.CREDENTIALS})
+
+
+class Breaker:
+    """Notices when nearly everything has failed for a while, for reasons that lie outside the chunks.
+
+    Parameters
+    ----------
+    share : float or None
+        Share of failures among recent attempts at which it opens; None: never.
+    memory : int
+        Attempts that count as recent.
+    patience_s : float
+        How long things have to go wrong: a burst of failures is what backoff is for.
+
+    Examples
+    --------
+    >>> breaker = Breaker(0.9)
+    >>> breaker.observe(good=5, failures=[], now=0.0)
+    >>> breaker.observe(good=0, failures=[Category.TRANSIENT] * 100, now=2.0)
+    >>> breaker.is_open(3.0), breaker.is_open(30.0)
+    (False, True)
+    """
+
+    def __init__(self, share: float | None, *, memory: int = 100, patience_s: float = 10.0) -> None:
+        self._share = share
+        self._memory = memory
+        self._patience_s = patience_s
+        self._good = 0.0
+        self._bad = 0.0
+        self._wrong_since: float | None = None
+
+    def observe(self, *, good: int, failures: Sequence[Category], now: float) -> None:
+        """Add attempts; older ones fade as newer ones come."""
+        bad = sum(category in _OUTSIDE for category in failures)
+        old = self._good + self._bad
+        keep = min(max(self._memory - good - bad, 0) / old, 1.0) if old else 0.0
+        self._good = self._good * keep + good
+        self._bad = self._bad * keep + bad
+        if not self._too_many:
+            self._wrong_since = None
+        elif self._wrong_since is None:
+            self._wrong_since = now
+
+    @property
+    def _too_many(self) -> bool:
+        attempts = self._good + self._bad
+        return self._share is not None and attempts >= self._memory - 1e-6 and self._bad >= self._share * attempts
+
+    def is_open(self, now: float) -> bool:
+        """Whether it is time to stop."""
+        return self._wrong_since is not None and now - self._wrong_since >= self._patience_s

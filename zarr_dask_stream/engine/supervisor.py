@@ -19,7 +19,9 @@ Invariants, held at every step (`check` asserts them, and the tests call it afte
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -30,8 +32,10 @@ from zarr_dask_stream.engine.events import (
     Batch,
     BatchDone,
     BatchFinished,
+    BatchHedged,
     BatchLost,
     BatchResult,
+    BatchStats,
     BatchSubmitted,
     Category,
     ChunkDeadLettered,
@@ -46,18 +50,22 @@ from zarr_dask_stream.engine.events import (
     Input,
     Notice,
     RunFinished,
+    SlowedDown,
     Threads,
+    WorkerRetired,
 )
-from zarr_dask_stream.engine.retry import GiveUp, RetryPolicy
+from zarr_dask_stream.engine.hedging import Hedge, Stragglers
+from zarr_dask_stream.engine.retry import Breaker, GiveUp, RetryPolicy
 from zarr_dask_stream.engine.throttle import Throttle
 from zarr_dask_stream.engine.window import Item, Outbox, Window
-from zarr_dask_stream.errors import ClusterError, StoreNotVisibleError, ZdsError
+from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, ZdsError
 from zarr_dask_stream.source.selection import ChunkPlan, decode_numbers, encode_numbers
 
-__all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Submit", "Supervisor"]
+__all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Restart", "Submit", "Supervisor"]
 
 _SPLIT = 8  # a batch that lost its worker comes back in so many pieces
 _DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
+_ZOMBIES = 4  # a worker with so many hanging threads is restarted
 _RETRY_GROUP = 64  # chunks whose retries fall due together share a task, up to so many
 
 
@@ -96,7 +104,14 @@ class Abort:
     error: ZdsError
 
 
-Instruction = Submit | Cancel | Fold | Notify | Abort
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Restart this worker: its threads hang in chunks that were given up."""
+
+    worker: str
+
+
+Instruction = Submit | Cancel | Fold | Notify | Abort | Restart
 
 
 @dataclass(slots=True)
@@ -169,6 +184,8 @@ class Supervisor:
         Task threads, until an input says otherwise.
     throttle : Throttle, optional
         Bound on the rate of requests; none by default.
+    hedge : Hedge, optional
+        When to start a second copy of a straggling batch; never by default.
     rng : random.Random
         Source of the jitter.
 
@@ -196,6 +213,7 @@ class Supervisor:
         depth: int | None = None,
         threads: int = 1,
         throttle: Throttle | None = None,
+        hedge: Hedge | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._plan = plan
@@ -211,9 +229,14 @@ class Supervisor:
         self._rng = rng or random.Random(0)  # noqa: S311  # jitter is not a secret
         self._threads = threads
         self.throttle = throttle or Throttle(None, chunk_nbytes)
+        self._breaker = Breaker(policy.breaker)
+        self._stragglers = Stragglers(hedge)
+        self._twins: dict[int, int] = {}
+        self._restarted: set[str] = set()
         self.paused = False
         self.draining = False
         self._held_until: float | None = None
+        self._last_failure: Failure | None = None
         self._outbox = Outbox(ordered=ordered)
         self._running: dict[int, _Running] = {}
         self._waiting: list[_Waiting] = []
@@ -252,9 +275,11 @@ class Supervisor:
         """Time of the next thing to do without an input, or None."""
         if self.paused or self.draining:
             return None
+        due = self._waiting[0].due if self._waiting else math.inf
         if self._held_until is not None:
-            return self._held_until
-        return self._waiting[0].due if self._waiting else None
+            due = self._held_until
+        due = min(due, self._straggler_due())
+        return None if math.isinf(due) else due
 
     def take(self) -> Item | None:
         """Hand the next item out, if one may leave; its credit returns."""
@@ -296,6 +321,9 @@ class Supervisor:
         if not (self.paused or self.draining):
             self._submit_due(now, out)
             self._submit_new(now, out)
+            self._submit_copies(now, out)
+        if self._breaker.is_open(now):
+            out.append(Abort(self._nothing_works()))
         return out
 
     def finish(self, outcome: str, now: float, *, consumer_s: float = 0.0, error: str = "") -> list[Instruction]:
@@ -328,6 +356,7 @@ class Supervisor:
     def check(self) -> None:
         """Assert the invariants."""
         running = sum(r.batch.count for r in self._running.values())
+        running -= sum(self._running[a].batch.count for a, b in self._twins.items() if a > b)
         waiting = sum(len(w.numbers) for w in self._waiting)
         limits = self.window.limits
         if not self._finished:
@@ -347,12 +376,15 @@ class Supervisor:
         running = self._running.pop(event.batch, None)
         if running is None:
             return  # called back earlier: its chunks have gone another way
+        self._call_twin_back(event.batch, out)
         result = event.result
         elapsed = now - running.since
         out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s)))
         attempted = running.batch.count - len(result.unattempted)
         self._batcher.observe(attempted, result.stats)
         self.throttle.settle(attempted, result.stats.bytes_stored, now)
+        self._stragglers.observe(elapsed_s=elapsed, chunks=running.batch.count)
+        self._watch_worker(result.stats, now, out)
         if result.partial is not None:
             out.append(Fold(result.partial))
         self._settle_values(result, now, out)
@@ -364,6 +396,7 @@ class Supervisor:
             self.counts.skipped += len(result.skipped)
             self._drop(result.skipped)
             out.append(Notify(ChunksSkipped(now, encode_numbers(result.skipped), len(result.skipped))))
+        self._hear_complaints(result, now, out)
         for failure in result.failures:
             self._chunk_failed(failure, now, out)
         if result.unattempted:
@@ -425,6 +458,8 @@ class Supervisor:
             return
         batch = running.batch
         elapsed = now - running.since
+        if self._lose_twin(event.batch):
+            return  # its other copy goes on
         out.append(Notify(BatchFinished(now, batch, None, elapsed, 0.0, lost=event.reason)))
         if event.deaths == 0:  # called back from outside: nobody's fault
             self._wait(tuple(decode_numbers(batch.ranges)), now)
@@ -453,6 +488,78 @@ class Supervisor:
         self._retries += 1
         out.append(Notify(ChunkRetried(now, failure, trouble.attempts + trouble.deaths, 0.0)))
         self._wait((number,), now, alone=True)
+
+    # -- what failures say about the world ------------------------------------------------------------
+
+    def _hear_complaints(self, result: BatchResult, now: float, out: list[Instruction]) -> None:
+        good = len(result.numbers) + len(result.filtered) + len(result.skipped)
+        categories = [failure.category for failure in result.failures]
+        self._breaker.observe(good=good, failures=categories, now=now)
+        if categories:
+            self._last_failure = result.failures[-1]
+        if Category.THROTTLED in categories and self.throttle.slow_down(now):
+            out.append(Notify(SlowedDown(now, self.throttle.requests_per_s)))
+
+    def _nothing_works(self) -> StoreError:
+        failure = self._last_failure
+        assert failure is not None
+        return StoreError(
+            f"nearly every read has failed for a while, the last with {failure.error_type}: {failure.message}. "
+            "Is the store reachable from the workers, and are the credentials valid there? "
+            "RetryPolicy(breaker=None) goes on regardless"
+        )
+
+    def _watch_worker(self, stats: BatchStats, now: float, out: list[Instruction]) -> None:
+        if stats.zombies >= _ZOMBIES and stats.worker not in self._restarted:
+            self._restarted.add(stats.worker)
+            out.append(Restart(stats.worker))
+            out.append(Notify(WorkerRetired(now, stats.worker, stats.zombies)))
+
+    # -- stragglers -----------------------------------------------------------------------------------
+
+    def _patience(self, batch: Batch) -> float:
+        """How long a batch may be out before something is done about it."""
+        if batch.id in self._twins:
+            return math.inf
+        return self._stragglers.patience(chunks=batch.count)
+
+    def _straggler_due(self) -> float:
+        """Time at which the first batch turns into a straggler."""
+        if not self._stragglers.on:
+            return math.inf
+        return min((r.since + self._patience(r.batch) for r in self._running.values()), default=math.inf)
+
+    def _submit_copies(self, now: float, out: list[Instruction]) -> None:
+        if not self._stragglers.on:
+            return
+        batches: list[Batch] = []
+        late = [r.batch for r in self._running.values() if now >= r.since + self._patience(r.batch)]
+        for batch in late:
+            if not self._stragglers.afford(batch.count):
+                self._twins[batch.id] = batch.id  # asked once; it has to do without
+                continue
+            self._serial += 1
+            copy = dataclasses.replace(batch, id=self._serial)
+            self._twins[batch.id], self._twins[copy.id] = copy.id, batch.id
+            self._running[copy.id] = _Running(copy, now)
+            batches.append(copy)
+            out.append(Notify(BatchHedged(now, batch, copy)))
+        self._announce(batches, now, out)
+
+    def _call_twin_back(self, batch: int, out: list[Instruction]) -> None:
+        twin = self._twins.pop(batch, None)
+        if twin is not None and twin != batch:
+            self._twins.pop(twin, None)
+            if self._running.pop(twin, None) is not None:
+                out.append(Cancel((twin,)))
+
+    def _lose_twin(self, batch: int) -> bool:
+        """Forget one of two copies; return whether the other one is still out."""
+        twin = self._twins.pop(batch, None)
+        if twin is None or twin == batch:
+            return False
+        self._twins.pop(twin, None)
+        return twin in self._running
 
     # -- submission ---------------------------------------------------------------------------------
 
@@ -523,6 +630,7 @@ class Supervisor:
             self.window.reserve(count, nbytes)
         self.throttle.spend(count)
         self._running[batch.id] = _Running(batch, now)
+        self._stragglers.started(count)
         return batch
 
     def _announce(self, batches: list[Batch], now: float, out: list[Instruction]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from zarr_dask_stream.engine.events import BatchResult, Failure
+from zarr_dask_stream.engine.events import BatchResult, Category, Failure
 from zarr_dask_stream.engine.retry import RetryPolicy, classify
 from zarr_dask_stream.errors import MissingChunkError
 from zarr_dask_stream.source.array import ArraySpec, check_visible
@@ -33,7 +33,9 @@ from zarr_dask_stream.stages.transform import Stage, compile_stages
 __all__ = ["Work", "run_batch", "run_guarded", "zombies"]
 
 _GRACE_S = 2.0  # beyond the reader's own timeout, before a silent thread is given up
+_REFRESH_EVERY_S = 30.0  # expired credentials are renewed once for all chunks that trip over them
 _zombies: list[threading.Thread] = []
+_refreshed: dict[str, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +210,8 @@ class _Run:
 
     def _failure(self, number: int, error: BaseException, *, in_function: bool = False) -> Failure:
         category = classify(error, in_function=in_function)
+        if category is Category.CREDENTIALS:
+            _refresh(self.work.spec)
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         return Failure(
             number=number,
@@ -234,6 +238,7 @@ class _Run:
                 if self.work.fold is not None and self.current is not None:
                     self._forget_partials()  # the thread may hang in the middle of a fold
         result.stats.worker = self.worker
+        result.stats.zombies = zombies()
         result.missing = frozenset(self.missing)
         result.values, nbytes = _pack(self.values)
         result.stats.bytes_result = nbytes
@@ -322,6 +327,14 @@ def run_guarded(
     if problem:
         raise problem[0]
     return run.finish()
+
+
+def _refresh(spec: ArraySpec) -> None:
+    """Reopen the store with fresh credentials, once per process for a whole wave of failures."""
+    now = time.monotonic()
+    if now - _refreshed.get(spec.store.token, -math.inf) > _REFRESH_EVERY_S:
+        _refreshed[spec.store.token] = now
+        spec.store.refresh()
 
 
 def zombies() -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from zarr_dask_stream.engine.events import (
     BatchFinished,
+    BatchHedged,
     BatchSubmitted,
     Callback,
     ChunkDeadLettered,
@@ -56,7 +57,7 @@ class Report(Callback):
     emitted, filtered, skipped_missing, dead_lettered, cancelled : int
         Where they ended: each chunk in exactly one.
     retries, hedges : int
-        Tries beyond a chunk's first; second copies of straggling reads.
+        Tries beyond a chunk's first; chunks of which a second copy was started because they straggled.
     batches, batches_lost : int
         Tasks that came back; tasks that lost their worker.
     bytes_stored, bytes_decoded : int
@@ -141,6 +142,10 @@ class Report(Callback):
         share.wall_s += stats.wall_s
         for bucket, count in stats.latency.items():
             self._latency[bucket] = self._latency.get(bucket, 0) + count
+
+    def on_batch_hedged(self, notice: BatchHedged) -> None:
+        """Count chunks that were started twice."""
+        self.hedges += notice.batch.count
 
     def on_chunks_emitted(self, notice: ChunksEmitted) -> None:
         """Count."""

@@ -1,0 +1,109 @@
+"""When a batch takes so long that a second copy of it is worth starting. Pure: `now` comes in.
+
+A copy is started once a batch has been out for longer than a multiple of the usual time, where the
+usual time is a quantile of recent ones for batches of its size (Dean and Barroso, "The tail at scale",
+2013). The first answer wins, the other copy is called back. A budget keeps copies rare, so that a
+cluster which is slow as a whole is not loaded further.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from zarr_dask_stream.errors import UsageError
+
+__all__ = ["Hedge", "Stragglers"]
+
+_MEMORY = 128  # batches that the usual time is taken from
+_ENOUGH = 8  # batches before there is a usual time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hedge:
+    """When to start a second copy of a straggling read.
+
+    Parameters
+    ----------
+    quantile : float
+        The usual time: this quantile of recent ones, between 0 and 1.
+    factor : float
+        A copy is started after so many times the usual time.
+    min_s : float
+        And never before so many seconds.
+    budget : float
+        Share of reads that may be started twice.
+
+    Raises
+    ------
+    UsageError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> Hedge(quantile=0.99, budget=0.02)
+    Hedge(quantile=0.99, factor=2.0, min_s=0.1, budget=0.02)
+    """
+
+    quantile: float = 0.95
+    factor: float = 2.0
+    min_s: float = 0.1
+    budget: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile < 1:
+            raise UsageError(f"Hedge: quantile lies between 0 and 1, got {self.quantile!r}")
+        if not self.factor >= 1:
+            raise UsageError(f"Hedge: factor must be at least 1, got {self.factor!r}")
+        if not 0 <= self.min_s < math.inf:
+            raise UsageError(f"Hedge: min_s is seconds >= 0, got {self.min_s!r}")
+        if not 0 < self.budget <= 1:
+            raise UsageError(f"Hedge: budget is a share greater than 0 and at most 1, got {self.budget!r}")
+
+
+class Stragglers:
+    """Knows how long batches usually take, and how many copies the budget still allows.
+
+    Examples
+    --------
+    >>> stragglers = Stragglers(Hedge(quantile=0.5, factor=3.0, min_s=0.0, budget=0.5))
+    >>> for _ in range(10): stragglers.observe(elapsed_s=1.0, chunks=10)
+    >>> stragglers.patience(chunks=10), stragglers.patience(chunks=20)
+    (3.0, 6.0)
+    """
+
+    def __init__(self, hedge: Hedge | None) -> None:
+        self._hedge = hedge
+        self._per_chunk: deque[float] = deque(maxlen=_MEMORY)
+        self._started = 0
+        self._copied = 0
+
+    @property
+    def on(self) -> bool:
+        """Whether copies may be started at all."""
+        return self._hedge is not None
+
+    def observe(self, *, elapsed_s: float, chunks: int) -> None:
+        """Learn from a batch that came back."""
+        self._per_chunk.append(elapsed_s / max(chunks, 1))
+
+    def started(self, chunks: int) -> None:
+        """Count chunks that were submitted: the budget is a share of them."""
+        self._started += chunks
+
+    def patience(self, *, chunks: int) -> float:
+        """Return how long a batch of so many chunks may be out before a copy is started; inf for ever."""
+        if self._hedge is None or len(self._per_chunk) < _ENOUGH:
+            return math.inf
+        ordered = sorted(self._per_chunk)
+        usual = ordered[min(int(self._hedge.quantile * len(ordered)), len(ordered) - 1)] * chunks
+        return max(self._hedge.factor * usual, self._hedge.min_s)
+
+    def afford(self, chunks: int) -> bool:
+        """Take a copy of so many chunks out of the budget, if it is in there."""
+        # The first copy is always affordable, or a short stream could never start one.
+        if self._hedge is None or (self._copied and self._copied + chunks > self._hedge.budget * self._started):
+            return False
+        self._copied += chunks
+        return True
