@@ -292,13 +292,17 @@ def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any
     prefix, separator = _keys(node, path, where)
     # One element of an array like this one, of which nothing is stored, is the fill value itself.
     ones = {**node.document, "shape": [1] * len(node.document["shape"]), "attributes": {}}
+    if node.zarr_format == 2:
+        ones["chunks"] = [max(1, n) for n in ones["chunks"]]
     try:
         array, _ = zarr_array(ones, node.zarr_format)
+        _check_item(array.dtype, array.chunks, where)
         sample = np.asarray(array[...])
+    except MetadataError:
+        raise
     except Exception as error:
         raise MetadataError(f"{where}: zarr can't make sense of the metadata: {error}") from error
     dtype = _native(sample.dtype)
-    _check_item(dtype, array.chunks, where)
     metadata = node.canonical
     names = node.document.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS")
     return ArraySpec(
@@ -306,7 +310,7 @@ def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any
         path=path,
         zarr_format=node.zarr_format,
         shape=tuple(node.document["shape"]),
-        chunks=tuple(max(1, n) for n in array.chunks),
+        chunks=tuple(array.chunks),
         shards=None if array.shards is None else tuple(array.shards),
         dtype=dtype,
         stored_dtype=array.dtype,

@@ -7,7 +7,7 @@ the process's I/O loop while the calling thread decodes what has arrived.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from time import perf_counter
 
 from zarr_dask_stream.errors import CorruptChunkError, StoreError
@@ -35,7 +35,7 @@ def read_chunks(
     fill: bool = True,
     timeout: float | None = 60.0,
     concurrency: int | None = None,
-) -> Iterator[ChunkRead]:
+) -> Generator[ChunkRead, None, None]:
     """Read chunks, each failure kept to its own chunk.
 
     Parameters

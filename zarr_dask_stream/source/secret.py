@@ -180,6 +180,8 @@ def _from_status(status: int | None, message: str, kind: type, text: str) -> OSE
     lowered = message.lower()
     if status in {401, 403} or "PermissionDenied" in names or "Unauthenticated" in names:
         return PermissionError(errno.EACCES, text)
+    if status == 416 or "416" in message or "InvalidRange" in message:
+        return OSError(errno.EINVAL, text)
     if status in {429, 503} or "503" in message or "SlowDown" in message or "429" in message:
         return OSError(errno.EBUSY, text)
     if status == 408 or "Timeout" in names or "timed out" in lowered or "timeout" in lowered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -202,6 +203,9 @@ class ShardPlan:
         view = memoryview(answer.data or b"")
         for start, stop, number in tag.spans:
             error = answer.error
+            if isinstance(error, OSError) and error.errno == errno.EINVAL:  # how stores refuse such a range
+                error = CorruptChunkError(f"the shard's index points outside the shard: {error}")
+                _indexes.drop(self._name(answer.request.key))
             if error is None:
                 try:
                     raw = self._cut(view, start - base, stop - base)
