@@ -79,8 +79,7 @@ def _slow(spec: ArraySpec, delay_s: float = 0.0) -> ArraySpec:
 
 
 def _by_number(reads: Iterator[ChunkRead]) -> dict[int, ChunkRead]:
-    found = {read.number: read for read in reads}
-    return found
+    return {read.number: read for read in reads}
 
 
 # -- local ----------------------------------------------------------------------------------------

@@ -27,6 +27,11 @@ __all__ = ["Answer", "Fetcher", "Limit", "Request", "coalesce"]
 MAX_AHEAD_BYTES = 1 << 28
 _CLOSE_S = 5.0
 _POLL_S = 1.0
+# Below this a longer answer says more about this host than about the store.
+_SHORT_S = 0.005
+# An answer this many times slower than the fastest still did not wait for others / surely did.
+_UNDISTURBED = 2.0
+_QUEUED = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,10 @@ class Limit:
             self._value = max(self._least, self._value / 2)
             return
         # The yardstick ages slowly, so that a store that became slower for good is not strangled.
-        self._fastest_s = min(self._fastest_s * 1.001, seconds)
-        waiting = self._value * (1 - self._fastest_s / max(seconds, 1e-9))
-        step = 1.0 if waiting < self._value * 0.4 else -1.0 if waiting > self._value * 0.7 else 0.0
-        self._value = min(self._most, max(self._least, self._value + step / max(1.0, self._value) * 2))
+        self._fastest_s = max(_SHORT_S, min(self._fastest_s * 1.001, seconds))
+        slowdown = seconds / self._fastest_s
+        step = 2.0 if slowdown < _UNDISTURBED else -2.0 if slowdown > _QUEUED else 0.0
+        self._value = min(self._most, max(self._least, self._value + step / self._value))
 
 
 class Fetcher:

@@ -266,6 +266,61 @@ async def _running_loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
+def obstore_for_s3(url: str, options: Mapping[str, Any]) -> Any:
+    """Make an obstore store for an ``s3://`` URL, where that surely means what s3fs would do with it.
+
+    obstore sends several times the requests a second that s3fs does. It is taken where it is installed and
+    every option has a counterpart, and where credentials and region need no look into configuration files.
+
+    Returns
+    -------
+    obstore.store.S3Store or None
+    """
+    protocol, _, place = url.partition("://")
+    if protocol not in {"s3", "s3a"} or "@" in place or _runtime_pid[0] not in {0, os.getpid()}:
+        return None
+    try:
+        from obstore.store import S3Store  # noqa: PLC0415  # an optional dependency
+    except ImportError:
+        return None
+    config = _s3_config(options)
+    if config is None:
+        return None
+    bucket, _, prefix = place.strip("/").partition("/")
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        client_options={"allow_http": True},
+        # Retries with back-off are the stream's business, which counts and reports them.
+        retry_config={"max_retries": 1},
+        **config,
+    )
+
+
+def _s3_config(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Translate s3fs's options to obstore's; None where one has no counterpart or something is not said."""
+    client = options.get("client_kwargs") or {}
+    if set(options) - {"key", "secret", "token", "anon", "endpoint_url", "client_kwargs"} or set(client) - {
+        "endpoint_url",
+        "region_name",
+    }:
+        return None
+    environment = os.environ
+    endpoint = options.get("endpoint_url") or client.get("endpoint_url") or environment.get("AWS_ENDPOINT_URL")
+    region = client.get("region_name") or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    key = options.get("key") or environment.get("AWS_ACCESS_KEY_ID")
+    secret = options.get("secret") or environment.get("AWS_SECRET_ACCESS_KEY")
+    token = options.get("token") or (None if options.get("key") else environment.get("AWS_SESSION_TOKEN"))
+    if not region or not (options.get("anon") or (key and secret)):
+        return None
+    config: dict[str, Any] = {"region": region, "virtual_hosted_style_request": endpoint is None}
+    if endpoint:
+        config["endpoint"] = endpoint
+    if options.get("anon"):
+        return config | {"skip_signature": True}
+    return config | {"access_key_id": key, "secret_access_key": secret} | ({"session_token": token} if token else {})
+
+
 def split_query(url: str) -> tuple[str, str]:
     """Take the query off an HTTP URL: it belongs after each key, not before it.
 

@@ -33,6 +33,7 @@ from zarr_dask_stream.source.remote import (
     ObstoreObjects,
     ZarrKeys,
     claim_runtime,
+    obstore_for_s3,
     open_filesystem,
     rebuild_filesystem,
     split_query,
@@ -361,6 +362,9 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
     secrets = secrets_in(url, options)
     if url.startswith("memory://"):
         return MemoryFiles(spec.url, url.removeprefix("memory://"))
+    store = obstore_for_s3(url, options)
+    if store is not None:
+        return ObstoreObjects(spec.url, store, secrets=secrets)
     base, query = split_query(url)
     problem: OSError | None = None
     try:
