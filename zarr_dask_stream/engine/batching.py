@@ -7,10 +7,12 @@ task's cost vanish, short enough to keep every thread busy and to lose little wh
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zarr_dask_stream.engine.events import BatchStats
+from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.selection import Sieve
 
 __all__ = ["BatchLimits", "Batcher", "Cutter"]
@@ -138,6 +140,9 @@ class Cutter:
 
     def rest(self) -> int:
         """Walk to the end and return how many numbers were left."""
-        left = len(self._head) + sum(len(run) for run in self._runs)
+        left = len(self._head)
         self._head = range(0)
+        with contextlib.suppress(UsageError):  # a `where` that raises there is no longer of interest
+            for run in self._runs:
+                left += len(run)
         return left

@@ -65,6 +65,7 @@ __all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Restar
 
 _SPLIT = 8  # a batch that lost its worker comes back in so many pieces
 _DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
+_RETURNS = 5  # so many times a chunk may come back untried, or its result be lost on the way
 _ZOMBIES = 4  # a worker with so many hanging threads is restarted
 _RETRY_GROUP = 64  # chunks whose retries fall due together share a task, up to so many
 
@@ -143,6 +144,7 @@ class _Trouble:
     attempts: int = 0
     first_at: float = 0.0
     deaths: int = 0
+    returns: int = 0
 
 
 @dataclass(order=True, slots=True)
@@ -247,6 +249,7 @@ class Supervisor:
         self._want = 1
         self._taken: list[int] = []
         self._finished = False
+        self._abort: ZdsError | None = None
         self.counts = Counts()
 
     # -- what the loop asks -------------------------------------------------------------------------
@@ -283,7 +286,7 @@ class Supervisor:
 
     def take(self) -> Item | None:
         """Hand the next item out, if one may leave; its credit returns."""
-        if self._limit is not None and self.counts.emitted >= self._limit:
+        if self._finished or (self._limit is not None and self.counts.emitted >= self._limit):
             return None
         item = self._outbox.pop()
         if item is not None:
@@ -318,12 +321,15 @@ class Supervisor:
             self._threads = max(event.threads, 1)
             out.append(Notify(ClusterChanged(now, event.workers, event.threads, event.waiting_s)))
         self._held_until = None
-        if not (self.paused or self.draining):
+        if self._abort is None and self._breaker.is_open(now):
+            self._abort = self._nothing_works()
+        if self._abort is not None:
+            # The last instruction: what happened before it is told, and nothing is submitted any more.
+            out.append(Abort(self._abort))
+        elif not (self.paused or self.draining):
             self._submit_due(now, out)
             self._submit_new(now, out)
             self._submit_copies(now, out)
-        if self._breaker.is_open(now):
-            out.append(Abort(self._nothing_works()))
         return out
 
     def finish(self, outcome: str, now: float, *, consumer_s: float = 0.0, error: str = "") -> list[Instruction]:
@@ -336,9 +342,7 @@ class Supervisor:
         if self._running:
             out.append(Cancel(tuple(self._running)))
         self._flush_absent(now, out)  # found on the way here
-        left = self.window.chunks + self._cutter.rest()
-        left += self._cutter.take_absent()  # never looked at
-        self.counts.cancelled = left
+        self.counts.cancelled = left = self._left()
         if left:
             out.append(Notify(ChunksCancelled(now, left)))
         out.append(
@@ -352,6 +356,12 @@ class Supervisor:
         self._running.clear()
         self._waiting.clear()
         return out
+
+    def _left(self) -> int:
+        """Count what was planned and never given out."""
+        if self._total is not None:
+            return self._total - self.counts.settled  # a plan of 10^9 chunks is not walked to its end for this
+        return self.window.chunks + self._cutter.rest() + self._cutter.take_absent()
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -399,8 +409,10 @@ class Supervisor:
         self._hear_complaints(result, now, out)
         for failure in result.failures:
             self._chunk_failed(failure, now, out)
-        if result.unattempted:
+        if attempted:
             self._wait(tuple(result.unattempted), now)
+        else:
+            self._returned(running.batch, "the worker tried none of its chunks", None, now, out)
 
     def _settle_values(self, result: BatchResult, now: float, out: list[Instruction]) -> None:
         if not result.numbers:
@@ -421,7 +433,8 @@ class Supervisor:
 
     def _chunk_failed(self, failure: Failure, now: float, out: list[Instruction]) -> None:
         if failure.category is Category.NOT_VISIBLE:
-            out.append(Abort(_abort_error(failure)))
+            self._abort = self._abort or _abort_error(failure)
+            self._wait((failure.number,), now)
             return
         trouble = self._trouble.setdefault(failure.number, _Trouble(first_at=now))
         trouble.attempts += 1
@@ -439,7 +452,7 @@ class Supervisor:
         letter = DeadLetter(
             index=self._plan.grid.index(failure.number),
             region=self._plan.region(failure.number),
-            attempts=trouble.attempts + trouble.deaths,
+            attempts=trouble.attempts + trouble.deaths or trouble.returns,
             category=failure.category.value,
             error_type=failure.error_type,
             message=failure.message,
@@ -461,15 +474,43 @@ class Supervisor:
         if self._lose_twin(event.batch):
             return  # its other copy goes on
         out.append(Notify(BatchFinished(now, batch, None, elapsed, 0.0, lost=event.reason)))
-        if event.deaths == 0:  # called back from outside: nobody's fault
-            self._wait(tuple(decode_numbers(batch.ranges)), now)
+        if event.deaths == 0:
+            self._returned(batch, event.reason, event.error, now, out)
         elif batch.count > 1:
-            numbers = list(decode_numbers(batch.ranges))
-            piece = -(-len(numbers) // _SPLIT)
-            for at in range(0, len(numbers), piece):
-                self._wait(tuple(numbers[at : at + piece]), now, alone=True)
+            self._wait_in_pieces(list(decode_numbers(batch.ranges)), now)
         else:
             self._single_lost(batch.ranges[0][0], event, now, out)
+
+    def _returned(
+        self, batch: Batch, reason: str, error: BaseException | None, now: float, out: list[Instruction]
+    ) -> None:
+        """Take a batch up again of which nothing came, though no worker died of it.
+
+        Mostly nobody is to blame (somebody called the task back), so the first time costs nothing. But a
+        result that can't travel comes back for ever: hence smaller and smaller pieces, and an end.
+        """
+        numbers = list(decode_numbers(batch.ranges))
+        returns = 0
+        for number in numbers:
+            trouble = self._trouble.setdefault(number, _Trouble(first_at=now))
+            trouble.returns += 1
+            returns = max(returns, trouble.returns)
+        delay = 0.0 if returns == 1 else self._policy.backoff(returns - 1, self._rng)
+        if returns == 1:
+            self._wait(tuple(numbers), now)
+        elif batch.count > 1:
+            self._wait_in_pieces(numbers, now + delay)
+        elif returns <= _RETURNS:
+            self._wait((numbers[0],), now + delay, alone=True)
+        else:
+            kind = type(error).__name__ if error else "ResultLost"
+            failure = Failure(numbers[0], Category.CLUSTER, kind, reason, error=error)
+            self._bury(failure, f"nothing came back {returns} times", now, out)
+
+    def _wait_in_pieces(self, numbers: list[int], due: float) -> None:
+        piece = -(-len(numbers) // _SPLIT)
+        for at in range(0, len(numbers), piece):
+            self._wait(tuple(numbers[at : at + piece]), due, alone=True)
 
     def _single_lost(self, number: int, event: BatchLost, now: float, out: list[Instruction]) -> None:
         """Judge a chunk that was alone when its worker died: now the blame has an address."""
@@ -640,6 +681,8 @@ class Supervisor:
             out.extend(Notify(BatchSubmitted(now, batch, chunks, nbytes)) for batch in batches)
 
     def _wait(self, numbers: tuple[int, ...], due: float, *, alone: bool = False) -> None:
+        if not numbers:
+            return
         self._serial += 1
         heapq.heappush(self._waiting, _Waiting(due, self._serial, numbers, alone))
 
@@ -647,6 +690,7 @@ class Supervisor:
         count = 0
         for number in numbers:
             self._outbox.drop(number)
+            self._trouble.pop(number, None)
             count += 1
         self.window.release(count, count * self._chunk_nbytes)
 
