@@ -213,6 +213,18 @@ def test_variance_survives_a_drift_inside_a_chunk() -> None:
     assert one(reducers.var(), data) == pytest.approx(np.var(data), rel=1e-12)
 
 
+@quick
+@given(constant=st.floats(-1e6, 1e6), rows=st.integers(1, 9), sizes=st.lists(st.integers(0, 4), max_size=4))
+def test_a_constant_has_no_variance_and_no_shape(constant: float, rows: int, sizes: list[int]) -> None:
+    for axis in (None, 0):
+        got = fold(reducers.moments(axis), cut(np.full((rows, 3), constant), (2, 1)), tuple(sizes))
+        np.testing.assert_allclose(got.mean, constant, rtol=1e-15)
+        assert np.max(got.variance) <= (1e-16 * constant) ** 2
+        assert np.isnan(got.skewness).all()
+        assert np.isnan(got.kurtosis).all()
+    assert one(reducers.var(), np.full(100_000, 2.5)) == 0
+
+
 @pytest.mark.parametrize("ddof", [0, 1, 3])
 def test_ddof(ddof: int) -> None:
     data = np.array([[1.0, np.nan, 4.0], [2.0, 5.0, np.nan], [7.0, np.nan, np.nan]])

@@ -712,7 +712,9 @@ def _joined(left: _Central, right: _Central) -> _Central:
     ours = _about(left.count, left.powers, -delta * there)
     theirs = _about(right.count, right.powers, delta * here)
     powers = tuple(a + b for a, b in zip(ours, theirs, strict=True))
-    return _Central(n, left.mean * here + right.mean * there, powers)
+    # Weighing is symmetrical, but rounds: a constant has to keep its mean, and with it a variance of 0.
+    mean = np.where(delta == 0, left.mean, left.mean * here + right.mean * there)[()]
+    return _Central(n, mean, powers)
 
 
 def _central(flat: Values, order: int) -> _Central:
@@ -739,7 +741,9 @@ def _central(flat: Values, order: int) -> _Central:
         return _Central(flat.size, mean[0], tuple(powers[:, 0]))
     count = np.full(len(starts), _BLOCK, dtype)
     count[-1] = flat.size - starts[-1]
-    middle = count @ mean / flat.size
+    middle = mean[0] + count @ (mean - mean[0]) / flat.size
+    if not np.isfinite(middle):
+        middle = count @ mean / flat.size
     return _Central(flat.size, middle, tuple(p.sum() for p in _about(count, tuple(powers), mean - middle)))
 
 
@@ -861,7 +865,7 @@ class Std(Var):
 
 
 class Moments(NamedTuple):
-    """What `MomentsReducer` gives.
+    """What `moments` gives.
 
     Attributes
     ----------
@@ -919,13 +923,16 @@ class MomentsReducer(_Centred):
         m2, m3, m4 = state.powers
         n = np.asarray(state.count, np.float64)
         variance = m2 / n
+        # As small as that it is only what rounding left of 0, which says nothing of a shape.
+        flat = variance <= (np.finfo(np.float64).eps * np.abs(state.mean)) ** 2
+        spread = np.where(flat, math.nan, variance)[()]
         count = int(state.count) if np.ndim(m2) == 0 else np.broadcast_to(state.count, m2.shape).astype(np.int64)
         return Moments(
             count,
             np.where(n > 0, state.mean, math.nan)[()],
             variance,
-            m3 / n / variance**1.5,
-            m4 / n / (variance * variance) - 3,
+            m3 / n / spread**1.5,
+            m4 / n / (spread * spread) - 3,
         )
 
     def _empty(self) -> Moments:
@@ -937,7 +944,7 @@ class MomentsReducer(_Centred):
 
 
 class Histogram(NamedTuple):
-    """What `HistogramReducer` gives.
+    """What `histogram` gives.
 
     Attributes
     ----------
@@ -1069,7 +1076,7 @@ def _tally(values: Values, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.int
 
 
 class Quantiles(NamedTuple):
-    """What `Quantile` gives with ``bounds=True``.
+    """What `quantile` gives with ``bounds=True``.
 
     Attributes
     ----------
