@@ -268,13 +268,12 @@ def test_truncated_shard(sharded: ArraySpec, remote: bool, wanted: str) -> None:
 @pytest.mark.parametrize(("offset", "length"), [(0, 2**40), (2**62, 10), (2**64 - 1, 5), (10**6, 50)])
 def test_index_that_points_nowhere(sharded: ArraySpec, remote: bool, offset: int, length: int) -> None:
     path = _shard(sharded)
-    codec = ShardingCodec.from_dict(sharded.codecs[0])
     raw = bytearray(path.read_bytes())
     index = np.full((5, 3, 2), 2**64 - 1, "<u8")
     index[0, 0] = offset, length
     encoded = index.tobytes()
     encoded += google_crc32c.value(encoded).to_bytes(4, "little")
-    if codec.index_location.value == "start":
+    if sharded.codecs[0]["configuration"]["index_location"] == "start":
         raw[: len(encoded)] = encoded
     else:
         raw[-len(encoded) :] = encoded

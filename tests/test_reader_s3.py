@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conformance.oracle import assemble, same_bits, sample
 from obstore.store import S3Store
-from realparts.fault_proxy import FaultProxy, Faults
-from realparts.s3 import S3Server
 from zarr.storage import FsspecStore, ObjectStore
 
+from conformance.oracle import assemble, same_bits, sample
+from realparts.fault_proxy import FaultProxy, Faults
+from realparts.s3 import S3Server
 from zarr_dask_stream.errors import StoreNotFoundError
 from zarr_dask_stream.source.array import ArraySpec, check_visible, list_arrays, open_array
 from zarr_dask_stream.source.reader import read_chunks, stored_numbers

@@ -362,7 +362,7 @@ def test_v3_with_keys_of_version_2(separator: Any) -> None:
 FILLS: list[tuple[Any, Any]] = [
     ("f4", 0), ("f4", float("nan")), ("f8", float("inf")), ("f8", float("-inf")), ("f8", -0.0), ("f2", 1.5),
     ("i8", -(2**63)), ("u8", 2**64 - 1), ("bool", True), ("c16", complex(1, float("nan"))),
-    ("M8[s]", np.datetime64("NaT")),
+    ("M8[s]", np.datetime64("NaT", "s")),
     ("M8[s]", np.datetime64("2020-01-01")), ("m8[ms]", np.timedelta64(5, "ms")), ("U3", "abc"), ("S3", b"ab"),
     (str, "none"),
 ]  # fmt: skip
