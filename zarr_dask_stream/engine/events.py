@@ -70,7 +70,9 @@ class Category(Enum):
 class Batch:
     """Chunks that travel in one task.
 
-    `ranges` are linear chunk numbers; `nbytes` is what their decoded data can take at most.
+    `ranges` are linear chunk numbers; `nbytes` is what their decoded data can take at most. A `suspect`
+    batch was on a worker that died: an executor keeps suspects to one at a time on any worker, bound to
+    it, so that each costs one worker at most and the blame has an address.
     """
 
     id: int
@@ -78,6 +80,7 @@ class Batch:
     count: int
     nbytes: int
     attempt: int = 1
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

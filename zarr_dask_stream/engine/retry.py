@@ -178,6 +178,8 @@ class RetryPolicy:
     breaker : float or None
         The stream stops with one error once this share of the last hundred attempts has failed for
         reasons outside the chunks (network, store, credentials); None: never.
+    worker_budget : int
+        Workers that chunks under suspicion of killing them may cost before the stream stops.
 
     Raises
     ------
@@ -204,9 +206,10 @@ class RetryPolicy:
     on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool] | None = None
     budget: int | None = None
     breaker: float | None = 0.95
+    worker_budget: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("attempts", "corrupt_attempts"):
+        for name in ("attempts", "corrupt_attempts", "worker_budget"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"RetryPolicy: {name} must be an integer of at least 1, got {value!r}")

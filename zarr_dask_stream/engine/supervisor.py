@@ -7,7 +7,7 @@ what comes back. Each planned chunk walks one road::
                         |
                         +--failed--> waiting (backoff) --due--> running
                         |                 ...until the policy gives up--> dead letter
-                        +--worker lost--> split, running again under a new batch
+                        +--worker lost--> suspect: again, then in pieces, until the one that kills is alone
     anything not settled when the run ends: cancelled
 
 Invariants, held at every step (`check` asserts them, and the tests call it after each input):
@@ -63,7 +63,7 @@ from zarr_dask_stream.source.selection import ChunkPlan, decode_numbers, encode_
 
 __all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Restart", "Submit", "Supervisor"]
 
-_SPLIT = 8  # a batch that lost its worker comes back in so many pieces
+_SPLIT = 16  # a suspect batch that lost its worker again comes back in so many pieces
 _DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
 _RETURNS = 5  # so many times a chunk may come back untried, or its result be lost on the way
 _ZOMBIES = 4  # a worker with so many hanging threads is restarted
@@ -153,6 +153,7 @@ class _Waiting:
     serial: int
     numbers: tuple[int, ...] = field(compare=False)
     alone: bool = field(compare=False, default=False)
+    suspect: bool = field(compare=False, default=False)
 
 
 class Supervisor:
@@ -235,6 +236,7 @@ class Supervisor:
         self._stragglers = Stragglers(hedge)
         self._twins: dict[int, int] = {}
         self._restarted: set[str] = set()
+        self._workers_spent = 0
         self.paused = False
         self.draining = False
         self._held_until: float | None = None
@@ -476,8 +478,24 @@ class Supervisor:
         out.append(Notify(BatchFinished(now, batch, None, elapsed, 0.0, lost=event.reason)))
         if event.deaths == 0:
             self._returned(batch, event.reason, event.error, now, out)
+        elif not batch.suspect:
+            # Workers die for many reasons, and every batch on them is lost: once is no proof.
+            self._wait(tuple(decode_numbers(batch.ranges)), now, alone=True, suspect=True)
+        else:
+            self._suspect_lost(batch, event, now, out)
+
+    def _suspect_lost(self, batch: Batch, event: BatchLost, now: float, out: list[Instruction]) -> None:
+        """Close in on the chunk that kills, and count what that costs the cluster."""
+        self._workers_spent += event.deaths
+        if self._workers_spent > self._policy.worker_budget:
+            self._abort = ClusterError(
+                f"chunks of this stream have cost the cluster {self._workers_spent} workers; the last batch began with "
+                f"chunk {self._plan.grid.index(batch.ranges[0][0])}: {event.reason}. Look at the workers' logs "
+                "(out of memory? a crashing library?); RetryPolicy(worker_budget=...) allows more"
+            )
+            self._wait(tuple(decode_numbers(batch.ranges)), now, alone=True, suspect=True)
         elif batch.count > 1:
-            self._wait_in_pieces(list(decode_numbers(batch.ranges)), now)
+            self._wait_in_pieces(list(decode_numbers(batch.ranges)), now, suspect=True)
         else:
             self._single_lost(batch.ranges[0][0], event, now, out)
 
@@ -497,20 +515,20 @@ class Supervisor:
             returns = max(returns, trouble.returns)
         delay = 0.0 if returns == 1 else self._policy.backoff(returns - 1, self._rng)
         if returns == 1:
-            self._wait(tuple(numbers), now)
+            self._wait(tuple(numbers), now, alone=batch.suspect, suspect=batch.suspect)
         elif batch.count > 1:
-            self._wait_in_pieces(numbers, now + delay)
+            self._wait_in_pieces(numbers, now + delay, suspect=batch.suspect)
         elif returns <= _RETURNS:
-            self._wait((numbers[0],), now + delay, alone=True)
+            self._wait((numbers[0],), now + delay, alone=True, suspect=batch.suspect)
         else:
             kind = type(error).__name__ if error else "ResultLost"
             failure = Failure(numbers[0], Category.CLUSTER, kind, reason, error=error)
             self._bury(failure, f"nothing came back {returns} times", now, out)
 
-    def _wait_in_pieces(self, numbers: list[int], due: float) -> None:
+    def _wait_in_pieces(self, numbers: list[int], due: float, *, suspect: bool) -> None:
         piece = -(-len(numbers) // _SPLIT)
         for at in range(0, len(numbers), piece):
-            self._wait(tuple(numbers[at : at + piece]), due, alone=True)
+            self._wait(tuple(numbers[at : at + piece]), due, alone=True, suspect=suspect)
 
     def _single_lost(self, number: int, event: BatchLost, now: float, out: list[Instruction]) -> None:
         """Judge a chunk that was alone when its worker died: now the blame has an address."""
@@ -524,11 +542,11 @@ class Supervisor:
             error=event.error,
         )
         if trouble.deaths >= _DEATHS:
-            self._bury(failure, f"the chunk lost its worker {trouble.deaths} times while alone", now, out)
+            self._bury(failure, f"{trouble.deaths} times a worker died with no other suspect in hand", now, out)
             return
         self._retries += 1
         out.append(Notify(ChunkRetried(now, failure, trouble.attempts + trouble.deaths, 0.0)))
-        self._wait((number,), now, alone=True)
+        self._wait((number,), now, alone=True, suspect=True)
 
     # -- what failures say about the world ------------------------------------------------------------
 
@@ -560,7 +578,7 @@ class Supervisor:
 
     def _patience(self, batch: Batch) -> float:
         """How long a batch may be out before something is done about it."""
-        if batch.id in self._twins:
+        if batch.suspect or batch.id in self._twins:
             return math.inf
         return self._stragglers.patience(chunks=batch.count)
 
@@ -651,7 +669,7 @@ class Supervisor:
         while self._waiting and self._waiting[0].due <= now and self._allowance(now) >= 1:
             waiting = heapq.heappop(self._waiting)
             if waiting.alone:
-                batches.append(self._start(encode_numbers(waiting.numbers), now))
+                batches.append(self._start(encode_numbers(waiting.numbers), now, suspect=waiting.suspect))
                 continue
             group.extend(waiting.numbers)
             if len(group) >= _RETRY_GROUP:
@@ -661,12 +679,13 @@ class Supervisor:
             batches.append(self._start(encode_numbers(group), now))
         self._announce(batches, now, out)
 
-    def _start(self, ranges: tuple[range, ...], now: float, *, credit: bool = False) -> Batch:
+    def _start(self, ranges: tuple[range, ...], now: float, *, credit: bool = False, suspect: bool = False) -> Batch:
         count = sum(len(run) for run in ranges)
         nbytes = count * self._chunk_nbytes
         self._serial += 1
         first = self._trouble.get(ranges[0][0])
-        batch = Batch(self._serial, ranges, count, nbytes, 1 if first is None else first.attempts + 1)
+        attempt = 1 if first is None else first.attempts + 1
+        batch = Batch(self._serial, ranges, count, nbytes, attempt, suspect)
         if credit:
             self.window.reserve(count, nbytes)
         self.throttle.spend(count)
@@ -680,11 +699,11 @@ class Supervisor:
             chunks, nbytes = self.window.chunks, self.window.nbytes
             out.extend(Notify(BatchSubmitted(now, batch, chunks, nbytes)) for batch in batches)
 
-    def _wait(self, numbers: tuple[int, ...], due: float, *, alone: bool = False) -> None:
+    def _wait(self, numbers: tuple[int, ...], due: float, *, alone: bool = False, suspect: bool = False) -> None:
         if not numbers:
             return
         self._serial += 1
-        heapq.heappush(self._waiting, _Waiting(due, self._serial, numbers, alone))
+        heapq.heappush(self._waiting, _Waiting(due, self._serial, numbers, alone, suspect))
 
     def _drop(self, numbers: Iterable[int]) -> None:
         count = 0
