@@ -37,7 +37,7 @@ from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.supervisor import Abort, Cancel, Fold, Instruction, Notify, Submit, Supervisor
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Item, Window, WindowLimits
-from zarr_dask_stream.errors import StoreError, StoreNotVisibleError, UsageError
+from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, UsageError
 from zarr_dask_stream.source.grid import ChunkGrid
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
 from zarr_dask_stream.testing import Outcome, Rehearsal, ScriptedExecutor
@@ -261,11 +261,34 @@ def test_a_batch_that_lost_its_worker_comes_back_in_pieces() -> None:
     machine = machine_of(10_000, window=10_000)
     batch = wide_batch(machine, 64)
     answer = machine.handle(BatchLost(batch.id, "died"), 2.0)
+    [again] = [b for b in submitted(answer) if b.ranges[0][0] in batch.ranges[0]]
+    assert (again.ranges, again.suspect) == (batch.ranges, True), "workers die for many reasons: once is no proof"
+    answer = machine.handle(BatchLost(again.id, "died"), 3.0)
     pieces = [b for b in submitted(answer) if b.ranges[0][0] in batch.ranges[0]]
-    assert len(pieces) == 8
+    assert len(pieces) == 16
+    assert all(piece.suspect for piece in pieces)
     assert [n for b in pieces for r in b.ranges for n in r] == [n for r in batch.ranges for n in r]
     assert not any(isinstance(notice, ChunkRetried) for notice in notices(answer)), "nobody is to blame yet"
     machine.check()
+
+
+def test_a_stream_costs_a_bounded_number_of_workers() -> None:
+    """Every chunk kills: the stream stops at its budget and says so, instead of eating the cluster."""
+    machine = machine_of(1000, window=1000, policy=RetryPolicy(worker_budget=5))
+    queue, deaths, now = submitted(machine.handle(Threads(4, 4), 0.0)), 0, 0.0
+    while True:
+        batch = queue.pop(0)
+        now += 1.0
+        deaths += batch.suspect
+        answer = machine.handle(BatchLost(batch.id, "died"), now)
+        machine.check()
+        aborts = [i for i in answer if isinstance(i, Abort)]
+        if aborts:
+            break
+        queue += submitted(answer)
+    assert isinstance(aborts[0].error, ClusterError)
+    assert "6 workers" in str(aborts[0].error)
+    assert deaths == 6
 
 
 def test_only_the_chunk_that_kills_workers_is_buried() -> None:
@@ -274,7 +297,7 @@ def test_only_the_chunk_that_kills_workers_is_buried() -> None:
     [letter] = run.report.dead_letters
     assert letter.index == (333,)
     assert letter.category == "cluster"
-    assert "while alone" in letter.reason
+    assert "no other suspect" in letter.reason
     assert run.report.batches_lost >= 2
     assert balanced(run)
 
