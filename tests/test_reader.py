@@ -551,6 +551,31 @@ def test_keys_that_are_no_chunk_keys(tmp_path: Path, zarr_format: Any, separator
     assert list(stored_numbers(spec)) == [4]
 
 
+def test_a_small_region_is_not_found_by_listing_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = zarr.create_array(tmp_path / "a", shape=(100, 100), chunks=(10, 10), dtype="i2")
+    array[...] = 1
+    listed: list[str] = []
+    true = LocalFiles.list_prefix
+
+    def spy(self: LocalFiles, prefix: str) -> Iterator[str]:
+        listed.append(prefix)
+        return true(self, prefix)
+
+    monkeypatch.setattr(LocalFiles, "list_prefix", spy)
+    assert list(stored_numbers(open_array(tmp_path / "a"), (slice(15, 35), slice(0, 10)))) == [10, 20, 30]
+    assert listed == ["c/1", "c/2", "c/3"]
+
+
+def test_linked_folders_are_listed_once(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a", shape=(4, 4), chunks=(2, 2), dtype="i2")
+    array[...] = 1
+    (tmp_path / "a" / "c").rename(tmp_path / "other disk")
+    (tmp_path / "a" / "c").symlink_to(tmp_path / "other disk")
+    (tmp_path / "other disk" / "0" / "ring").symlink_to(tmp_path / "other disk")
+    assert list(stored_numbers(open_array(tmp_path / "a"))) == [0, 1, 2, 3]
+    same_bits(assemble(open_array(tmp_path / "a")), np.ones((4, 4), "i2"))
+
+
 def test_stored_numbers_of_shards(sharded: ArraySpec) -> None:
     assert list(stored_numbers(sharded)) == [
         n for n in range(len(sharded.grid)) if sharded.grid.shard_of(n)[0] in {0, 1, 2}

@@ -187,28 +187,43 @@ class LocalFiles(ByteStore):
         return info.st_ino, info.st_size, info.st_mtime_ns
 
     def list_prefix(self, prefix: str) -> Iterator[str]:
-        """Walk the files below `prefix`."""
+        """Walk the files below `prefix`; links to folders are followed, each once."""
         self._check_root()
         folders = [check_key(prefix.strip("/"))]
+        linked: set[tuple[int, int]] = set()
         while folders:
             folder = folders.pop()
-            below, keys = self.list_dir(folder)
             lead = f"{folder}/" if folder else ""
-            yield from (lead + name for name in keys)
-            folders.extend(lead + name for name in below)
+            for entry in self._scan(folder):
+                if not entry.is_dir():
+                    yield lead + entry.name
+                elif not entry.is_symlink() or self._first_visit(lead + entry.name, linked):
+                    folders.append(lead + entry.name)
+
+    def _first_visit(self, folder: str, linked: set[tuple[int, int]]) -> bool:
+        """Whether a linked folder has not been walked yet: links can lead round in a ring."""
+        info = os.stat(self._root + folder)  # noqa: PTH116  # as above
+        place = info.st_dev, info.st_ino
+        if place in linked:
+            return False
+        linked.add(place)
+        return True
 
     def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
         """Return the folders and the files directly below `prefix`."""
         folders: list[str] = []
         keys: list[str] = []
+        for entry in self._scan(prefix.strip("/")):
+            (folders if entry.is_dir() else keys).append(entry.name)
+        return folders, keys
+
+    def _scan(self, folder: str) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(self._path(prefix.strip("/"))) as entries:
-                for entry in entries:
-                    # Links to folders are not walked: they could lead round in a ring.
-                    (folders if entry.is_dir(follow_symlinks=False) else keys).append(entry.name)
+            with os.scandir(self._path(folder)) as entries:
+                return list(entries)
         except (FileNotFoundError, NotADirectoryError):
             self._check_root()
-        return folders, keys
+            return []
 
 
 class _Keyed(ByteStore):

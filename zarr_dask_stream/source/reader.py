@@ -15,7 +15,7 @@ from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.backend import ByteStore, RemoteBytes
 from zarr_dask_stream.source.fetch import Fetcher, Limit, Request
 from zarr_dask_stream.source.finisher import ChunkRead, Finisher
-from zarr_dask_stream.source.grid import ChunkGrid, Region
+from zarr_dask_stream.source.grid import Index, Region
 from zarr_dask_stream.source.remote import POOL_SIZE
 from zarr_dask_stream.source.sharded import LocalShards, ShardPlan
 
@@ -25,6 +25,8 @@ __all__ = ["ChunkRead", "read_chunks", "stored_numbers"]
 _START_BYTES = 1 << 26
 _START_MOST = 32
 _LEAST = 4
+# A region of at most so many rows of the grid is listed row by row.
+_MOST_ROWS = 64
 
 
 def read_chunks(
@@ -210,7 +212,7 @@ def stored_numbers(spec: ArraySpec, box: Region | None = None) -> Iterator[int]:
     if not len(grid):
         return
     found: list[int] = []
-    for index in _stored_objects(spec):
+    for index in _stored_objects(spec, first, last):
         per = grid.chunks_per_shard
         start = tuple(max(i * p, a) for i, p, a in zip(index, per, first, strict=True))
         stop = tuple(min((i + 1) * p, b, n) for i, p, b, n in zip(index, per, last, grid.grid_shape, strict=True))
@@ -220,21 +222,34 @@ def stored_numbers(spec: ArraySpec, box: Region | None = None) -> Iterator[int]:
     yield from found
 
 
-def _stored_objects(spec: ArraySpec) -> Iterator[tuple[int, ...]]:
-    """Walk the grid indexes of the stored objects (shards where there are any), by their keys."""
-    objects: ChunkGrid = spec.grid.shard_grid
+def _stored_objects(spec: ArraySpec, first: Index, last: Index) -> Iterator[Index]:
+    """Walk the grid indexes of the stored objects (shards where there are any), by their keys.
+
+    `first` and `last` bound the chunks of interest; objects outside may be given too.
+    """
+    store, objects = spec.store.open(), spec.grid.shard_grid
     if not spec.shape:
-        if spec.store.open().exists(spec.key_prefix):
+        if store.exists(spec.key_prefix):
             yield ()
         return
-    folder = spec.key_prefix.rpartition("/")[0]
-    for key in spec.store.open().list_prefix(folder):
-        index = _parse_index(key, spec)
-        if index is not None and all(i < n for i, n in zip(index, objects.grid_shape, strict=True)):
-            yield index
+    for folder in _folders(spec, first, last):
+        for key in store.list_prefix(folder):
+            index = _parse_index(key, spec)
+            if index is not None and all(i < n for i, n in zip(index, objects.grid_shape, strict=True)):
+                yield index
 
 
-def _parse_index(key: str, spec: ArraySpec) -> tuple[int, ...] | None:
+def _folders(spec: ArraySpec, first: Index, last: Index) -> list[str]:
+    """Return the folders to list: one for each row of a small region, else all at once."""
+    per = spec.grid.chunks_per_shard[0]
+    rows = range(first[0] // per, -(-last[0] // per))
+    nested = spec.key_separator == "/" and len(spec.shape) > 1
+    if nested and len(rows) <= _MOST_ROWS and 2 * len(rows) <= spec.grid.shard_grid.grid_shape[0]:
+        return [f"{spec.key_prefix}{row}" for row in rows]
+    return [spec.key_prefix.rpartition("/")[0]]
+
+
+def _parse_index(key: str, spec: ArraySpec) -> Index | None:
     """Read the grid index out of a key; None for any other key."""
     if not key.startswith(spec.key_prefix):
         return None

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, get_loop
@@ -99,6 +100,7 @@ class FsspecFiles(RemoteBytes):
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         self._listable = protocol not in {"http", "https"}
         inner = getattr(fs, "fs", None) if str(protocol).endswith("cache") else None
+        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._behind = None if inner is None else FsspecFiles(url, inner, root, query=query, secrets=secrets)
 
     @property
@@ -119,12 +121,17 @@ class FsspecFiles(RemoteBytes):
             stop = int(await self._run("size", path))
             start = max(0, stop + start)
         limits = {} if start is None else {"start": start, "end": stop}
-        try:
+        if self._behind is None:
             return bytes(await self._run("cat_file", path, **limits))
-        except FileNotFoundError:
-            if self._behind is None:
-                raise
-        # A caching file system says "not found" to whatever happened behind it: ask there.
+        # One reader of a key at a time: a caching file system gives a second one the half of the file that the
+        # first has fetched so far.
+        lock = self._reading.setdefault(key, asyncio.Lock())
+        async with lock:
+            try:
+                return bytes(await self._run("cat_file", path, **limits))
+            except FileNotFoundError:
+                pass
+        # It also says "not found" to whatever happened behind it: ask there.
         return await self._behind.fetch(key, start, stop)
 
     def _relative(self, path: str) -> str:
