@@ -7,6 +7,7 @@ and the outcomes so far go home.
 
 from __future__ import annotations
 
+import contextvars
 import math
 import socket
 import threading
@@ -314,7 +315,8 @@ def run_guarded(
         except BaseException as error:  # noqa: BLE001  # carried over to the task's own thread
             problem.append(error)
 
-    thread = threading.Thread(target=body, name="zds-batch", daemon=True)
+    # With the context of the task: functions may ask which worker they run on.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(body,), name="zds-batch", daemon=True)
     thread.start()
     allowed = work.timeout + _GRACE_S
     while True:
