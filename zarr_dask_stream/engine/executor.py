@@ -8,6 +8,7 @@ died is a `BatchLost`, and what follows from that is decided in ``supervisor.py`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -16,17 +17,27 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import cloudpickle
 import dask
 import distributed
+from dask.delayed import delayed
 from dask.utils import parse_bytes
 from distributed.comm.core import connect
 from distributed.system import MEMORY_LIMIT
-from distributed.worker import thread_state
+from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
 
-from zarr_dask_stream.engine.events import Batch, BatchDone, BatchLost, Input, Threads, Tick
+from zarr_dask_stream.engine.events import (
+    Batch,
+    BatchDone,
+    BatchLost,
+    Input,
+    Threads,
+    Tick,
+)
+from zarr_dask_stream.engine.parcel import Parcel, pack_result, unpack_result
 from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
 from zarr_dask_stream.errors import ClusterError, UsageError, ZdsError
 from zarr_dask_stream.source.chunk import Chunk
@@ -51,6 +62,8 @@ _POLL_S = 1.0  # how often the size of the cluster is asked for
 _NO_WORKERS_S = 3.0  # how long a cluster may have no worker before we say so
 _CONNECT_S = 10.0  # how long a scheduler may take to answer for the first time
 _RECONNECT_S = 30.0  # how long a lost scheduler may take to come back
+_SILENT_S = 120.0  # how long a scheduler may leave a question unanswered while the connection stands
+_GOODBYE_S = 5.0  # how long the last message to a scheduler may take
 _INLINE_BYTES = 256 * 1024  # a larger description of the work travels once per worker, not per task
 
 
@@ -67,6 +80,10 @@ class Executor(Protocol):
 
     def cancel(self, batches: tuple[int, ...]) -> None:
         """Call batches back."""
+        ...
+
+    def restart(self, worker: str) -> None:
+        """Restart a worker whose threads hang, where that is possible; never waits for it."""
         ...
 
     def wait(self, seconds: float | None) -> list[Input]:
@@ -112,6 +129,9 @@ class SerialExecutor:
     def cancel(self, batches: tuple[int, ...]) -> None:
         """Forget queued batches."""
         self._queue = deque(batch for batch in self._queue if batch.id not in batches)
+
+    def restart(self, worker: str) -> None:
+        """Nothing to restart: this is the caller's own thread."""
 
     def wait(self, seconds: float | None) -> list[Input]:
         """Run one batch, or sleep where there is none."""
@@ -186,14 +206,45 @@ def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> A
             f"worker {worker.address} has zarr_dask_stream {here}, the client has {version}: "
             "install the same version on both"
         )
-    key = getattr(thread_state, "key", None)
+    key: Any = getattr(thread_state, "key", None)
     tasks = worker.state.tasks
 
     def cancelled() -> bool:
         task = tasks.get(key)
         return task is None or task.state not in ("executing", "long-running")
 
-    return run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+    result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+    return result if worker.address.startswith("inproc://") else pack_result(result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """A `BatchDone` with its result still packed."""
+
+    batch: int
+    parcel: Parcel
+    transfer_s: float
+
+
+def _unpack_inputs(inputs: list[Input | _Arrived]) -> list[Input]:
+    """Unpack results in the caller's thread.
+
+    Not on the event loop, where it would hold up messages. And not below a frame that knows futures: an
+    exception among the results is given the frames it is unpacked in, and would keep them alive.
+    """
+    inputs.reverse()
+    unpacked: list[Input] = []
+    while inputs:
+        event = inputs.pop()
+        if isinstance(event, _Arrived):
+            event = BatchDone(event.batch, unpack_result(event.parcel), event.transfer_s)
+        unpacked.append(event)
+    return unpacked
+
+
+def _same(payload: bytes) -> bytes:
+    """Hold the description of the work in the workers' memory, for tasks to refer to."""
+    return payload
 
 
 @functools.cache
@@ -220,7 +271,7 @@ def delayed_chunks(work: Work, plan: ChunkPlan) -> Iterable[Any]:
     """Yield one ``dask.delayed`` for each planned chunk, for people who compose their own graphs."""
     payload = _pack_work(work)
     token = hashlib.blake2b(payload, digest_size=8).hexdigest()
-    read = dask.delayed(_read_one, pure=False)
+    read = delayed(_read_one, pure=False)
     for number in plan:
         index = "-".join(map(str, plan.grid.index(number))) or "0"
         yield read(payload, number, dask_key_name=f"zds-chunk-{token}-{index}")
@@ -255,11 +306,13 @@ def in_dask_task() -> bool:
 def _active_client() -> distributed.Client | None:
     """Return the client that a plain ``dask.compute`` would use here, or None."""
     if in_dask_task():
-        return distributed.get_client()
+        client: distributed.Client = distributed.get_client()
+        return client
     try:
-        return distributed.default_client()
+        client = distributed.default_client()
     except ValueError:
         return None
+    return client
 
 
 def check_client(client: Any) -> None:
@@ -365,18 +418,21 @@ class DaskExecutor:
     """
 
     def __init__(self, client: distributed.Client, work: Work, *, own_cluster: bool = False) -> None:
-        self._client = client
+        self._client: Any = client
         self._own_cluster = own_cluster
-        self._payload: Any = _pack_work(work)
+        self._payload = _pack_work(work)
+        self._shared: distributed.Future[Any] | None = None
+        self._copies: asyncio.Task[Any] | None = None
         self._run = uuid.uuid4().hex[:8]
-        self._task = dask.delayed(_run_on_worker, pure=False)
-        self._futures: dict[int, distributed.Future] = {}
+        self._task = delayed(_run_on_worker, pure=False)
+        self._futures: dict[int, distributed.Future[Any]] = {}
         self._batch_of: dict[str, int] = {}
         self._completed = distributed.as_completed(loop=client.loop)
         self._next: asyncio.Task[Any] | None = None
-        self._gathers: set[asyncio.Task[list[Input]]] = set()
-        self._inputs: list[Input] = []
+        self._gathers: set[asyncio.Task[list[Input | _Arrived]]] = set()
+        self._inputs: list[Input | _Arrived] = []
         self._collecting: asyncio.Task[Any] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self._direct: bool | None = None
         self._threads = Threads(0, 0)
         self._polled_at = 0.0
@@ -398,20 +454,42 @@ class DaskExecutor:
         return await self._async(self._start())
 
     def submit(self, batches: tuple[Batch, ...]) -> None:
-        """Make one delayed task of each batch and compute them, earlier batches first."""
+        """Make one delayed task of each batch and compute them.
+
+        Dask runs those first that were sent first, and of those sent together the first by name. No
+        priority is given: numbers that grow along a stream would let each new one overtake all older ones.
+        """
         version = _version()
-        tasks = []
-        for batch in batches:
-            key = f"zds-read-{self._run}-{batch.id}-a{batch.attempt}"
-            tasks.append(self._task(self._payload, batch.ranges, version, dask_key_name=key))
-            self._batch_of[key] = batch.id
         try:
-            futures = self._client.compute(tasks, optimize_graph=False, priority=-batches[0].id, fifo_timeout="0s")
+            payload = self._work_to_send()
+            tasks = []
+            for batch in batches:
+                key = f"zds-read-{self._run}-{batch.id:09d}-a{batch.attempt}"
+                tasks.append(self._task(payload, batch.ranges, version, dask_key_name=key))
+                self._batch_of[key] = batch.id
+            futures = self._client.compute(tasks, optimize_graph=False, fifo_timeout="0s")
         except Exception as error:
             raise self._cluster_error(f"could not send tasks: {error}") from error
         for batch, future in zip(batches, futures, strict=True):
             self._futures[batch.id] = future
             self._completed.add(future)
+
+    def _work_to_send(self) -> Any:
+        """Return the packed work, or where it is large a future of it: then it travels once to each worker.
+
+        The future is that of a task, not of scattered data, so that Dask can make it anew on the next
+        worker when those that held it are gone. One that was cancelled from outside is replaced.
+        """
+        if len(self._payload) <= _INLINE_BYTES:
+            return self._payload
+        if self._shared is None or self._shared.status not in ("pending", "finished"):
+            key = f"zds-work-{self._run}-{uuid.uuid4().hex[:8]}"
+            held = delayed(_same, pure=False)(self._payload, dask_key_name=key)
+            # Dask would warn of its size and advise to do what is done here.
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": 4 * len(self._payload)}):
+                self._shared = self._client.compute(held, optimize_graph=False, fifo_timeout="0s")
+            self._client.loop.add_callback(self._spread)
+        return self._shared
 
     def cancel(self, batches: tuple[int, ...]) -> None:
         """Call batches back; the workers stop between two chunks."""
@@ -419,13 +497,18 @@ class DaskExecutor:
         if futures and self._alive:
             self._client.loop.add_callback(self._call_back, futures)
 
+    def restart(self, worker: str) -> None:
+        """Have a worker's nanny restart it; its other tasks run again elsewhere."""
+        if self._alive and not worker.startswith("inproc://"):
+            self._client.loop.add_callback(self._restart, worker)
+
     def wait(self, seconds: float | None) -> list[Input]:
         """Wait for tasks, for so many seconds at most."""
-        return self._sync(self._collect, seconds)
+        return _unpack_inputs(self._sync(self._collect, seconds))
 
     async def wait_async(self, seconds: float | None) -> list[Input]:
         """Wait for tasks, for so many seconds at most."""
-        return await self._async(self._collect(seconds))
+        return _unpack_inputs(await self._async(self._collect(seconds)))
 
     def close(self) -> None:
         """Call everything back; close what was started for this run."""
@@ -477,38 +560,43 @@ class DaskExecutor:
     # -- on the client's event loop -------------------------------------------------------------------
 
     async def _start(self) -> Threads:
-        if len(self._payload) > _INLINE_BYTES:
-            self._payload = await _soon(self._client.scatter(self._payload, broadcast=True, hash=False))
-        await self._poll(time.monotonic())
+        await self._poll()
         self._inputs.clear()
         return self._threads
 
-    async def _collect(self, seconds: float | None) -> list[Input]:
+    async def _collect(self, seconds: float | None) -> list[Input | _Arrived]:
+        # Only while it waits here may `close` cancel this task: with an asynchronous client it is the caller's own.
         self._collecting = asyncio.current_task()
-        end = None if seconds is None else time.monotonic() + seconds
-        while not self._inputs:
-            now = time.monotonic()
-            left = _POLL_S if end is None else min(end - now, _POLL_S)
-            if left <= 0:
-                break
-            await self._wait_for_something(left)
-            self._check_alive()
-            now = time.monotonic()
-            if now - self._polled_at > _POLL_S and self._lost_since is None:
-                await self._poll(now)
+        try:
+            await self._collect_until(None if seconds is None else time.monotonic() + seconds)
+        finally:
+            self._collecting = None
         inputs, self._inputs = self._inputs, []
         return inputs or [Tick()]
+
+    async def _collect_until(self, end: float | None) -> None:
+        while not self._inputs:
+            left = _POLL_S if end is None else min(end - time.monotonic(), _POLL_S)
+            if left <= 0:
+                return
+            await self._wait_for_something(left)
+            self._check_alive()
+            due = time.monotonic() - self._polled_at > _POLL_S
+            if due and self._polling is None and self._lost_since is None:
+                self._polling = asyncio.ensure_future(self._poll())
 
     async def _wait_for_something(self, seconds: float) -> None:
         waiters: set[asyncio.Task[Any]] = set(self._gathers)
         if self._next is None and not self._completed.is_empty():
             self._next = asyncio.ensure_future(self._completed.__anext__())
-        if self._next is not None:
-            waiters.add(self._next)
+        waiters.update(task for task in (self._next, self._polling) if task is not None)
         if not waiters:
             await asyncio.sleep(seconds)
             return
         done, _ = await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._polling in done:
+            polled, self._polling = self._polling, None
+            polled.result()
         if self._next in done:
             self._take_completed()
         for gather in self._gathers & done:
@@ -521,46 +609,47 @@ class DaskExecutor:
         if finished.cancelled() or finished.exception() is not None:
             return  # StopAsyncIteration: nothing is out at the moment
         futures = [finished.result(), *self._completed.next_batch(block=False)]
-        mine = [future for future in futures if self._batch_of.get(future.key) in self._futures]
+        # Those that are not known any more were called back.
+        known = {future: self._batch_of.pop(future.key, None) for future in futures}
+        mine = {batch: future for future, batch in known.items() if batch in self._futures and batch is not None}
         if mine:
             self._gathers.add(asyncio.ensure_future(self._fetch(mine)))
 
-    async def _fetch(self, futures: list[distributed.Future]) -> list[Input]:
+    async def _fetch(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | _Arrived]:
         """Bring results home, directly from the workers where they can be reached."""
-        inputs: list[Input] = []
-        finished = []
-        for future in futures:
+        inputs: list[Input | _Arrived] = []
+        finished = {}
+        for batch, future in futures.items():
             if future.status == "finished":
-                finished.append(future)
+                finished[batch] = future
             else:
-                inputs.append(await self._judge(future))
+                inputs.append(await self._judge(batch, future))
         if finished:
             inputs += await self._gather(finished)
-        for future in futures:
-            batch = self._batch_of.pop(future.key)
+        for batch in futures:
             self._futures.pop(batch, None)
         return inputs
 
-    async def _gather(self, futures: list[distributed.Future]) -> list[Input]:
+    async def _gather(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | _Arrived]:
         if self._direct is None:
             self._direct = await self._can_reach_workers()
         begin = time.monotonic()
         try:
-            results = await _soon(self._client.gather(futures, direct=self._direct, asynchronous=True))
+            results = await _soon(self._client.gather(list(futures.values()), direct=self._direct, asynchronous=True))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # a result that was lost on its way is read again
             why = f"its result was lost on the way: {error}"
-            return [BatchLost(self._batch_of[future.key], why, None, 0) for future in futures]
+            return [
+                await self._judge(batch, future) if future.status == "error" else BatchLost(batch, why, None, 0)
+                for batch, future in futures.items()
+            ]
         spent = (time.monotonic() - begin) / len(futures)
-        return [
-            BatchDone(self._batch_of[future.key], result, spent)
-            for future, result in zip(futures, results, strict=True)
-        ]
+        kinds = [_Arrived if isinstance(result, Parcel) else BatchDone for result in results]
+        return [kind(batch, result, spent) for kind, batch, result in zip(kinds, futures, results, strict=True)]
 
-    async def _judge(self, future: distributed.Future) -> Input:
+    async def _judge(self, batch: int, future: distributed.Future[Any]) -> Input:
         """Say why a task has no result."""
-        batch = self._batch_of[future.key]
         if future.status != "error":
             return BatchLost(batch, "the task was called back from outside this stream", None, 0)
         error = await _soon(future.exception())
@@ -568,10 +657,10 @@ class DaskExecutor:
             return BatchLost(batch, _killed_message(error), error)
         if isinstance(error, ZdsError):
             raise error
-        if isinstance(error, ImportError) and (error.name or "").split(".")[0] == "zarr_dask_stream":
+        if _lacks_package(error):
             raise ClusterError(
-                "zarr_dask_stream is not installed on the workers. Install it in their environment (pip install "
-                "zarr-dask-stream on each host or in the image), or let Dask do it: "
+                "zarr_dask_stream is not installed on the workers or the scheduler. Install it in their environment "
+                "(pip install zarr-dask-stream on each host or in the image), or let Dask do it: "
                 "client.register_plugin(distributed.PipInstall(['zarr-dask-stream']))"
             ) from error
         raise ClusterError(
@@ -590,12 +679,14 @@ class DaskExecutor:
 
     # -- the cluster --------------------------------------------------------------------------------
 
-    async def _poll(self, now: float) -> None:
-        self._polled_at = now
+    async def _poll(self) -> None:
+        self._polled_at = now = time.monotonic()
         try:
-            ncores = await asyncio.wait_for(self._client.scheduler.ncores(), _RECONNECT_S)
-        except (OSError, TimeoutError):
-            return  # `_check_alive` has the say on a scheduler that does not answer
+            ncores = await asyncio.wait_for(self._client.scheduler.ncores(), _SILENT_S)
+        except TimeoutError as error:
+            raise self._cluster_error(f"the scheduler has not answered for {_SILENT_S:.0f} s") from error
+        except (OSError, AttributeError):
+            return  # `_check_alive` has the say on a connection that is gone
         workers, threads = len(ncores), sum(ncores.values())
         if workers:
             self._empty_since = None
@@ -604,8 +695,20 @@ class DaskExecutor:
         waiting = 0.0 if self._empty_since is None else now - self._empty_since
         current = Threads(threads, workers, waiting if waiting > _NO_WORKERS_S else 0.0)
         if current != self._threads:
+            if workers > self._threads.workers:
+                self._spread()
             self._threads = current
             self._inputs.append(current)
+
+    def _spread(self) -> None:
+        """Copy the work to all workers: Dask gives tasks to those that have it already."""
+        if self._shared is not None and (self._copies is None or self._copies.done()):
+            self._copies = asyncio.ensure_future(self._copy_everywhere(self._shared))
+
+    async def _copy_everywhere(self, shared: distributed.Future[Any]) -> None:
+        with contextlib.suppress(Exception):  # without copies the tasks run all the same, on fewer workers at first
+            await _soon(shared.exception())
+            await _soon(self._client.replicate([shared], asynchronous=True))
 
     def _check_alive(self) -> None:
         status = self._client.status
@@ -625,28 +728,46 @@ class DaskExecutor:
             "checkpoint=... it goes on where it stopped"
         )
 
-    async def _call_back(self, futures: list[distributed.Future]) -> None:
-        await _soon(self._client.cancel(futures, force=True, asynchronous=True))
+    async def _call_back(self, futures: list[distributed.Future[Any]]) -> None:
+        # Where the scheduler can't hear it, there is nothing left to call back.
+        with contextlib.suppress(OSError, TimeoutError):
+            await asyncio.wait_for(_soon(self._client.cancel(futures, force=True, asynchronous=True)), _GOODBYE_S)
+
+    async def _restart(self, worker: str) -> None:
+        # A worker without a nanny can't be restarted: it stays, with the threads that are left.
+        with contextlib.suppress(Exception):
+            await _soon(self._client.restart_workers([worker], timeout=30, raise_for_error=False))
 
     async def _close(self) -> None:
-        tasks = [t for t in (self._next, self._collecting, *self._gathers) if t is not None]
+        own = (self._next, self._collecting, self._polling, self._copies, *self._gathers)
+        tasks = [t for t in own if t is not None]
         for task in tasks:
             if not task.done() and task is not asyncio.current_task():
                 task.cancel()
         await asyncio.gather(*(t for t in tasks if t is not asyncio.current_task()), return_exceptions=True)
         self._completed.clear()
         futures = list(self._futures.values())
-        if isinstance(self._payload, distributed.Future):
-            futures.append(self._payload)
+        if self._shared is not None:
+            futures.append(self._shared)
+            self._shared = None
         self._futures.clear()
         if futures and self._client.status == "running":
             await self._call_back(futures)
 
 
-def _close_cluster(client: distributed.Client) -> None:
+def _close_cluster(client: Any) -> None:
     cluster = client.cluster
     client.close()
     cluster.close()
+
+
+def _lacks_package(error: BaseException | None) -> bool:
+    """Whether an error or one of its causes is that this package can't be imported."""
+    while error is not None:
+        if isinstance(error, ImportError) and (error.name or "").split(".")[0] == "zarr_dask_stream":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _killed_message(error: distributed.KilledWorker) -> str:

@@ -1,0 +1,124 @@
+"""The way home of a batch's result: packed and unpacked by us, so that what refuses is an error with a name.
+
+A cluster asks for ever for a result that can't be packed on the worker or unpacked on the client. Here
+the first is the failure of the chunk it belongs to, and the second ends the stream with a clear error.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cloudpickle
+
+from zarr_dask_stream.engine.events import BatchResult, Category, Failure
+from zarr_dask_stream.errors import UsageError
+
+__all__ = ["Parcel", "pack_result", "unpack_result"]
+
+_PROTOCOL = 5  # the first that leaves large buffers where they are
+
+
+class Parcel:
+    """A packed result: the pickle, and the memory of its arrays beside it.
+
+    Parameters
+    ----------
+    data : bytes
+        The pickle.
+    buffers : list
+        Memory of arrays, not copied on packing.
+    """
+
+    __slots__ = ("buffers", "data")
+
+    def __init__(self, data: bytes, buffers: list[Any]) -> None:
+        self.data, self.buffers = data, buffers
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parcel, (self.data, self.buffers)
+
+    def __sizeof__(self) -> int:
+        # What a cluster takes for the memory it needs on the worker.
+        return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+
+def pack_result(result: BatchResult) -> Parcel:
+    """Pack a result; a chunk whose value refuses becomes a failed chunk in it.
+
+    Examples
+    --------
+    >>> import threading
+    >>> packed = pack_result(BatchResult(numbers=[3, 4], values=["good", threading.Lock()]))
+    >>> result = unpack_result(packed)
+    >>> result.numbers, result.values, result.failures[0].number, result.failures[0].message
+    ([3], ['good'], 4, "its result can't be sent to the client: cannot pickle '_thread.lock' object")
+    """
+    try:
+        return _dumps(result)
+    except Exception:  # noqa: BLE001  # a user's object may refuse in any way
+        _leave_out_what_refuses(result)
+        return _dumps(result)
+
+
+def unpack_result(parcel: Parcel) -> BatchResult:
+    """Unpack a result.
+
+    Raises
+    ------
+    UsageError
+        If a value in it refuses.
+    """
+    try:
+        result = pickle.loads(parcel.data, buffers=parcel.buffers)  # noqa: S301  # from our own worker, as all of Dask
+    except Exception as error:
+        raise UsageError(
+            f"a result of the stream's functions can't be unpacked on the client ({type(error).__name__}: {error}): "
+            "return arrays, numbers and other plain data, or objects whose module can be imported here"
+        ) from error
+    assert isinstance(result, BatchResult)
+    return result
+
+
+def _dumps(value: Any) -> Parcel:
+    """Pickle by the fast way, or by value what only the program that runs the stream knows."""
+    buffers: list[Any] = []
+    try:
+        data = pickle.dumps(value, _PROTOCOL, buffer_callback=buffers.append)
+        if b"__main__" not in data:
+            return Parcel(data, buffers)
+    except Exception:  # noqa: BLE001, S110  # the second way says what is wrong
+        pass
+    buffers.clear()
+    return Parcel(cloudpickle.dumps(value, _PROTOCOL, buffer_callback=buffers.append), buffers)
+
+
+def _leave_out_what_refuses(result: BatchResult) -> None:
+    if problem := _refusal(result.partial):
+        problems = dict.fromkeys(result.numbers, problem)
+        result.partial, result.numbers = None, []
+    else:
+        found = [(n, value, _refusal(value)) for n, value in zip(result.numbers, result.values, strict=False)]
+        problems = {n: problem for n, _, problem in found if problem}
+        result.values = [value for _, value, problem in found if not problem]
+        result.numbers = [n for n in result.numbers if n not in problems]
+    result.failures += [
+        Failure(
+            number,
+            Category.FUNCTION,
+            type(problem).__name__,
+            f"its result can't be sent to the client: {problem}",
+            worker=result.stats.worker,
+        )
+        for number, problem in problems.items()
+    ]
+    result.missing -= problems.keys()
+
+
+def _refusal(value: Any) -> Exception | None:
+    """Return what packing this value raises, or None."""
+    try:
+        _dumps(value)
+    except Exception as error:  # noqa: BLE001  # a user's object may refuse in any way
+        return error
+    return None
