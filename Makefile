@@ -20,7 +20,7 @@ SOURCES := $(shell find zarr_dask_stream -type f -not -name '*.pyc') $(wildcard 
 PYTEST := $(TEST_ENV)/bin/pytest -c pyproject.toml --rootdir . --doctest-modules --durations 10 \
 	--numprocesses $(JOBS) --dist loadgroup --pyargs zarr_dask_stream tests
 
-.PHONY: help demo test test-all lint coverage bench clean
+.PHONY: help demo test test-all lint coverage bench bench-all clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +42,10 @@ lint: $(TEST_ENV)/.installed ## ruff and mypy
 coverage: $(TEST_ENV)/.installed ## the tests of `make test` with coverage, worst lines shown
 	$(PYTEST) -m "not slow or sample" --cov --cov-report term-missing
 
-bench: $(TEST_ENV)/.installed ## chunks a second beside dask.array.from_zarr on the same cluster
-	mkdir -p $(RESULTS)
+bench: $(TEST_ENV)/.installed ## chunks a second beside dask.array.from_zarr on the same cluster: a minute or two
+	$(TEST_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS) --quick
+
+bench-all: $(TEST_ENV)/.installed ## every row of the benchmark, against its limit and its peers: half an hour
 	$(TEST_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS)
 
 clean: ## remove the environments and everything the tools left

@@ -1,0 +1,151 @@
+"""The limit of a machine: bare loops on all cores, without a framework.
+
+Each loop opens, reads, decodes with the fastest call there is and applies the same function as everybody else. The
+processes live as long as the benchmark, as a cluster's workers do.
+"""
+
+import asyncio
+import itertools
+import json
+import multiprocessing
+import os
+import struct
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numcodecs.blosc
+import numpy as np
+import numpy.typing as npt
+import s3fs
+import zstandard
+
+from benchmarks.data import Stored
+
+Sums = npt.NDArray[np.float32]
+Loop = Callable[[Stored, int, int], Sums]
+
+
+class BareProcesses:
+    """Processes that wait for loops to run."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+
+    def run(self, loop: Callable[..., Sums], stored: Stored, *arguments: Any) -> Sums:
+        """Cut the chunk numbers into one range for each process and run the loop over each."""
+        return run_loops(self._pool, self._count, loop, stored, *arguments)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+
+
+def run_loops(pool: Executor, count: int, loop: Callable[..., Sums], stored: Stored, *arguments: Any) -> Sums:
+    """Run the loop over `count` equal ranges of the chunk numbers and join what comes back."""
+    # A shard is nobody's to share.
+    unit = stored.shard[0] * stored.grid[1]
+    edges = [stored.chunks * part // count // unit * unit for part in range(count)] + [stored.chunks]
+    parts = itertools.pairwise(edges)
+    futures = [pool.submit(loop, stored, start, stop, *arguments) for start, stop in parts]
+    return np.concatenate([future.result() for future in futures])
+
+
+def read_file(path: str) -> bytes:
+    """Read a file with as few calls as possible."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
+
+
+def sum_zstd(stored: Stored, start: int, stop: int) -> Sums:
+    """Sum zstd chunks that are files."""
+    decode = zstandard.ZstdDecompressor().decompress
+    sums = np.empty(stop - start, "f4")
+    for number in range(start, stop):
+        sums[number - start] = np.frombuffer(decode(read_file(f"{stored.url}/{stored.key(number)}")), "f4").sum()
+    return sums
+
+
+def sum_blosc(stored: Stored, start: int, stop: int) -> Sums:
+    """Sum blosc chunks that are files."""
+    numcodecs.blosc.set_nthreads(1)
+    decode = numcodecs.blosc.decompress
+    block = np.empty(stored.chunk, "f4")
+    sums = np.empty(stop - start, "f4")
+    for number in range(start, stop):
+        decode(read_file(f"{stored.url}/{stored.key(number)}"), block)
+        sums[number - start] = block.sum()
+    return sums
+
+
+def sum_shards(stored: Stored, start: int, stop: int) -> Sums:
+    """Sum zstd chunks in shards: each shard is read at once, its index taken from its end."""
+    decode = zstandard.ZstdDecompressor().decompress
+    rows, columns = stored.shard
+    entries = rows * columns
+    sums = np.empty((stored.grid[0], stored.grid[1]), "f4")
+    first, last = start // stored.grid[1], stop // stored.grid[1]
+    for i in range(first // rows, last // rows):
+        for j in range(stored.grid[1] // columns):
+            raw = memoryview(read_file(f"{stored.url}/c/{i}/{j}"))
+            index = struct.unpack(f"<{2 * entries}Q", raw[-16 * entries - 4 : -4])
+            for entry in range(entries):
+                offset, nbytes = index[2 * entry], index[2 * entry + 1]
+                data = np.frombuffer(decode(raw[offset : offset + nbytes]), "f4")
+                sums[i * rows + entry // columns, j * columns + entry % columns] = data.sum()
+    return sums[first:last].ravel()
+
+
+def decode_zstd(stored: Stored, number: int) -> npt.NDArray[np.float32]:
+    """Read and decode one zstd chunk that is a file, for those who want it whole."""
+    raw = read_file(f"{stored.url}/{stored.key(number)}")
+    return np.frombuffer(zstandard.ZstdDecompressor().decompress(raw), "f4").reshape(stored.chunk)
+
+
+def sum_objects(stored: Stored, start: int, stop: int, options: Mapping[str, Any], in_flight: int) -> Sums:
+    """Sum zstd chunks on S3, with so many requests in flight in this process."""
+    bucket = _bucket(json.dumps(options), in_flight)
+    return bucket.loop.run_until_complete(_sum_objects(stored, range(start, stop), bucket.fs, in_flight))
+
+
+class _Bucket(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    fs: Any
+
+
+@lru_cache(maxsize=4)
+def _bucket(options: str, in_flight: int) -> _Bucket:
+    """Connect once in a process."""
+    loop = asyncio.new_event_loop()
+    # Its idle connections go with the process, and need no mention.
+    loop.set_exception_handler(lambda *_: None)
+    # One GET for an object, and no connection waits for another: what s3fs can do with the right settings.
+    fs = s3fs.S3FileSystem(
+        asynchronous=True,
+        loop=loop,
+        skip_instance_cache=True,
+        max_concurrency=1,
+        config_kwargs={"max_pool_connections": in_flight},
+        **json.loads(options),
+    )
+    return _Bucket(loop, fs)
+
+
+async def _sum_objects(stored: Stored, numbers: range, fs: Any, in_flight: int) -> Sums:
+    decode = zstandard.ZstdDecompressor().decompress
+    sums = np.empty(len(numbers), "f4")
+    root = stored.url.removeprefix("s3://")
+    todo = iter(numbers)
+
+    async def one_by_one() -> None:
+        for number in todo:
+            raw = await fs._cat_file(f"{root}/{stored.key(number)}")
+            sums[number - numbers.start] = np.frombuffer(decode(raw), "f4").sum()
+
+    await asyncio.gather(*(one_by_one() for _ in range(in_flight)))
+    return sums
