@@ -15,10 +15,11 @@ import importlib.metadata
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import cloudpickle
 import dask
@@ -404,6 +405,36 @@ async def _knock(address: str) -> None:
     await comm.close()
 
 
+class _Obituaries:
+    """Hears of workers that died, through one subscription for each client, and tells its streams.
+
+    A client has one handler for each topic: an earlier one of the user's is still called.
+    """
+
+    _known: ClassVar[WeakKeyDictionary[Any, _Obituaries]] = WeakKeyDictionary()
+
+    def __init__(self, client: Any) -> None:
+        self.listeners: WeakSet[DaskExecutor] = WeakSet()
+        self._earlier = client._event_handlers.get("all")  # noqa: SLF001  # there is no public way to ask
+        client.subscribe_topic("all", self._hear)
+
+    @classmethod
+    def of(cls, client: Any) -> _Obituaries:
+        """Return the one of this client; to be called on its event loop."""
+        found = cls._known.get(client)
+        if found is None:
+            found = cls._known[client] = cls(client)
+        return found
+
+    def _hear(self, event: tuple[float, Any]) -> Any:
+        message = event[1]
+        if isinstance(message, dict) and message.get("action") == "remove-worker":
+            keys = frozenset(message.get("processing-tasks") or ())
+            for listener in list(self.listeners):
+                listener.worker_removed(message["worker"], keys, expected=bool(message.get("expected")))
+        return self._earlier(event) if self._earlier is not None else None
+
+
 class DaskExecutor:
     """Runs batches as ``dask.delayed`` tasks and collects them through ``as_completed``.
 
@@ -423,6 +454,10 @@ class DaskExecutor:
         self._payload = _pack_work(work)
         self._shared: distributed.Future[Any] | None = None
         self._copies: asyncio.Task[Any] | None = None
+        self._workers: tuple[str, ...] = ()
+        self._suspects: deque[Batch] = deque()
+        self._bound: dict[str, int] = {}
+        self._farewells: deque[asyncio.Task[None]] = deque(maxlen=64)
         self._run = uuid.uuid4().hex[:8]
         self._task = delayed(_run_on_worker, pure=False)
         self._futures: dict[int, distributed.Future[Any]] = {}
@@ -454,12 +489,31 @@ class DaskExecutor:
         return await self._async(self._start())
 
     def submit(self, batches: tuple[Batch, ...]) -> None:
-        """Make one delayed task of each batch and compute them.
+        """Make tasks of batches; suspects wait for a worker that has no other suspect."""
+        self._suspects.extend(batch for batch in batches if batch.suspect)
+        self._send([batch for batch in batches if not batch.suspect])
+        self._send_suspects()
+
+    def _send_suspects(self) -> None:
+        """Bind each waiting suspect to a worker of its own: if that dies, it was this batch or bad luck."""
+        for worker in self._workers:
+            if not self._suspects:
+                return
+            if worker not in self._bound:
+                batch = self._suspects.popleft()
+                self._bound[worker] = batch.id
+                self._send([batch], worker)
+
+    def _send(self, batches: list[Batch], worker: str | None = None) -> None:
+        """Make one delayed task of each batch and compute them, on one worker or wherever Dask likes.
 
         Dask runs those first that were sent first, and of those sent together the first by name. No
         priority is given: numbers that grow along a stream would let each new one overtake all older ones.
         """
+        if not batches:
+            return
         version = _version()
+        place = {} if worker is None else {"workers": [worker], "allow_other_workers": False}
         try:
             payload = self._work_to_send()
             tasks = []
@@ -467,7 +521,7 @@ class DaskExecutor:
                 key = f"zds-read-{self._run}-{batch.id:09d}-a{batch.attempt}"
                 tasks.append(self._task(payload, batch.ranges, version, dask_key_name=key))
                 self._batch_of[key] = batch.id
-            futures = self._client.compute(tasks, optimize_graph=False, fifo_timeout="0s")
+            futures = self._client.compute(tasks, optimize_graph=False, fifo_timeout="0s", **place)
         except Exception as error:
             raise self._cluster_error(f"could not send tasks: {error}") from error
         for batch, future in zip(batches, futures, strict=True):
@@ -493,6 +547,8 @@ class DaskExecutor:
 
     def cancel(self, batches: tuple[int, ...]) -> None:
         """Call batches back; the workers stop between two chunks."""
+        self._suspects = deque(batch for batch in self._suspects if batch.id not in batches)
+        self._unbind(batches)
         futures = [self._futures.pop(batch) for batch in batches if batch in self._futures]
         if futures and self._alive:
             self._client.loop.add_callback(self._call_back, futures)
@@ -504,10 +560,12 @@ class DaskExecutor:
 
     def wait(self, seconds: float | None) -> list[Input]:
         """Wait for tasks, for so many seconds at most."""
+        self._send_suspects()
         return _unpack_inputs(self._sync(self._collect, seconds))
 
     async def wait_async(self, seconds: float | None) -> list[Input]:
         """Wait for tasks, for so many seconds at most."""
+        self._send_suspects()
         return _unpack_inputs(await self._async(self._collect(seconds)))
 
     def close(self) -> None:
@@ -560,6 +618,7 @@ class DaskExecutor:
     # -- on the client's event loop -------------------------------------------------------------------
 
     async def _start(self) -> Threads:
+        _Obituaries.of(self._client).listeners.add(self)
         await self._poll()
         self._inputs.clear()
         return self._threads
@@ -628,6 +687,7 @@ class DaskExecutor:
             inputs += await self._gather(finished)
         for batch in futures:
             self._futures.pop(batch, None)
+        self._unbind(futures)
         return inputs
 
     async def _gather(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | _Arrived]:
@@ -688,6 +748,9 @@ class DaskExecutor:
         except (OSError, AttributeError):
             return  # `_check_alive` has the say on a connection that is gone
         workers, threads = len(ncores), sum(ncores.values())
+        self._workers = tuple(ncores)
+        for worker in [worker for worker in self._bound if worker not in ncores]:
+            self.worker_removed(worker, frozenset(), expected=False)
         if workers:
             self._empty_since = None
         elif self._empty_since is None:
@@ -699,6 +762,31 @@ class DaskExecutor:
                 self._spread()
             self._threads = current
             self._inputs.append(current)
+
+    def _unbind(self, batches: Iterable[int]) -> None:
+        gone = set(batches)
+        for worker in [worker for worker, batch in list(self._bound.items()) if batch in gone]:
+            self._bound.pop(worker, None)
+
+    def worker_removed(self, worker: str, keys: Container[str], *, expected: bool) -> None:
+        """Hear that a worker is gone, and take its batches back before Dask lets them meet another one.
+
+        Dask would run them again by itself, at once and under the same name, three more times: a chunk that
+        kills its worker would cost four. A worker that was told to leave is left to Dask.
+        """
+        bound = self._bound.pop(worker, None)
+        ours = list(self._batch_of.items())
+        lost = {batch: key for key, batch in ours if batch == bound or (key in keys and not expected)}
+        futures = []
+        for batch, key in lost.items():
+            self._batch_of.pop(key, None)
+            future = self._futures.pop(batch, None)
+            if future is not None:
+                futures.append(future)
+                self._inputs.append(BatchLost(batch, f"worker {worker} died", None, 0 if expected else 1))
+        if futures:
+            # Cancelling also wakes whoever waits for these futures.
+            self._farewells.append(asyncio.ensure_future(self._call_back(futures)))
 
     def _spread(self) -> None:
         """Copy the work to all workers: Dask gives tasks to those that have it already."""
@@ -739,6 +827,8 @@ class DaskExecutor:
             await _soon(self._client.restart_workers([worker], timeout=30, raise_for_error=False))
 
     async def _close(self) -> None:
+        _Obituaries.of(self._client).listeners.discard(self)
+        await asyncio.gather(*self._farewells, return_exceptions=True)
         own = (self._next, self._collecting, self._polling, self._copies, *self._gathers)
         tasks = [t for t in own if t is not None]
         for task in tasks:
