@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zarr_dask_stream.engine.events import Category, Failure
 from zarr_dask_stream.errors import (
@@ -48,6 +49,8 @@ _TRANSIENT_NAMES = frozenset(
      "HTTPClientError", "IncompleteRead", "IncompleteReadError", "ReadTimeoutError",
      "ResponseStreamingError", "ServerDisconnectedError", "ServerTimeoutError"}
 )  # fmt: skip
+_FINAL_NAMES = frozenset({"SSLCertVerificationError"})
+_EAI_AGAIN = -3  # the name server is busy; the constant is in `socket`, which the pure core stays away from
 
 
 def classify(error: BaseException, *, in_function: bool = False) -> Category:
@@ -84,13 +87,14 @@ def classify(error: BaseException, *, in_function: bool = False) -> Category:
         category = _classify_one(link)
         if category is not None:
             return category
-        link = link.__cause__ or link.__context__
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return Category.PERMANENT
 
 
 def _classify_one(error: BaseException) -> Category | None:
     code = _service_code(error)
-    text = f"{code} {error}"
+    # The name of a missing file may be anything: its words are no message of a service.
+    text = "" if isinstance(error, FileNotFoundError) else _text(error)
     if code in _CREDENTIAL_CODES or any(word in text for word in _CREDENTIAL_CODES):
         return Category.CREDENTIALS
     if isinstance(error, TimeoutError):
@@ -104,6 +108,11 @@ def _classify_one(error: BaseException) -> Category | None:
         if status in _THROTTLED_STATUS:
             return Category.THROTTLED
         return Category.TRANSIENT if status in _TRANSIENT_STATUS else Category.PERMANENT
+    return _classify_builtin(error)
+
+
+def _classify_builtin(error: BaseException) -> Category | None:
+    """Judge what no service has spoken of: by type, errno and name."""
     if isinstance(error, (FileNotFoundError, PermissionError, StoreError)):
         return None
     if isinstance(error, (ConnectionError, EOFError)):
@@ -112,15 +121,25 @@ def _classify_one(error: BaseException) -> Category | None:
         return Category.THROTTLED  # what s3fs makes of a 503
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
         return Category.TRANSIENT
-    if type(error).__name__ in _TRANSIENT_NAMES:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "gaierror" in names and getattr(error, "errno", None) == _EAI_AGAIN:
+        return Category.TRANSIENT
+    if names & _TRANSIENT_NAMES and not names & _FINAL_NAMES:
         return Category.TRANSIENT
     return None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # an exception class of a user may do anything here
+        return ""
 
 
 def _service_code(error: BaseException) -> str:
     response = getattr(error, "response", None)
     if isinstance(response, dict):
-        return str(response.get("Error", {}).get("Code", ""))
+        return str((response.get("Error") or {}).get("Code", ""))
     return ""
 
 
@@ -129,7 +148,7 @@ def _status(error: BaseException) -> int | None:
     if status is None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
     return status if isinstance(status, int) and not isinstance(status, bool) else None
 
 
@@ -145,6 +164,16 @@ class GiveUp:
     """Don't try again; `why` ends the sentence "given up because ..."."""
 
     why: str
+
+
+_BOUNDS: tuple[tuple[str, float, float, str], ...] = (
+    ("wait_initial", 0, math.inf, "is seconds >= 0"),
+    ("wait_max", 0, math.inf, "is seconds >= 0"),
+    ("wait_exp_base", 1, math.inf, "must be at least 1"),
+    ("wait_jitter", 0, 1, "is a share from 0 to 1"),
+    ("timeout", 0, math.inf, "is seconds >= 0, or None"),
+    ("breaker", 1e-9, 1, "is a share greater than 0 and at most 1, or None"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,17 +242,25 @@ class RetryPolicy:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"RetryPolicy: {name} must be an integer of at least 1, got {value!r}")
-        for name in ("wait_initial", "wait_max"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"RetryPolicy: {name} is seconds >= 0, got {getattr(self, name)!r}")
-        if not self.wait_exp_base >= 1:
-            raise UsageError(f"RetryPolicy: wait_exp_base must be at least 1, got {self.wait_exp_base!r}")
-        if not 0 <= self.wait_jitter <= 1:
-            raise UsageError(f"RetryPolicy: wait_jitter is a share from 0 to 1, got {self.wait_jitter!r}")
-        if self.breaker is not None and not 0 < self.breaker <= 1:
-            raise UsageError(f"RetryPolicy: breaker is a share from 0 to 1, or None, got {self.breaker!r}")
-        if self.on is not None and not (callable(self.on) or isinstance(self.on, tuple)):
+        for name, least, most, what in _BOUNDS:
+            value: Any = getattr(self, name)
+            if value is None and name in ("timeout", "breaker"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+                raise UsageError(f"RetryPolicy: {name} {what}, got {value!r}")
+        budget: Any = self.budget
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
+            raise UsageError(f"RetryPolicy: budget is a number of retries >= 0, or None, got {self.budget!r}")
+        if not self._on_is_usable:
             raise UsageError(f"RetryPolicy: on must be exception classes or a predicate, got {self.on!r}")
+
+    @property
+    def _on_is_usable(self) -> bool:
+        on: Any = self.on
+        if isinstance(on, (type, tuple)):
+            classes = on if isinstance(on, tuple) else (on,)
+            return all(isinstance(one, type) and issubclass(one, BaseException) for one in classes)
+        return on is None or callable(on)
 
     def wants(self, error: BaseException) -> bool:
         """Whether `on` names this error of a user's function as worth another try."""
