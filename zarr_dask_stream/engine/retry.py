@@ -243,11 +243,11 @@ class RetryPolicy:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"RetryPolicy: {name} must be an integer of at least 1, got {value!r}")
         for name, least, most, what in _BOUNDS:
-            value: Any = getattr(self, name)
-            if value is None and name in ("timeout", "breaker"):
+            number: Any = getattr(self, name)
+            if number is None and name in ("timeout", "breaker"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-                raise UsageError(f"RetryPolicy: {name} {what}, got {value!r}")
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number <= most:
+                raise UsageError(f"RetryPolicy: {name} {what}, got {number!r}")
         budget: Any = self.budget
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
             raise UsageError(f"RetryPolicy: budget is a number of retries >= 0, or None, got {self.budget!r}")
