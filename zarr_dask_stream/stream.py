@@ -534,6 +534,7 @@ class _Run:
         self._outcome = "done"
         self._consumer_s = 0.0
         self._handed_at: float | None = None
+        self._said_empty_at = 0.0
         self._partials: Partials = {}
         self._ledger = _ledger_of(o) if o.checkpoint is not None else None
         self._deliver = deliver and o.fold is None
@@ -685,16 +686,24 @@ class _Run:
     def _tell(self, notice: Notice) -> None:
         if self._ledger is not None:
             self._note(notice)
-        if isinstance(notice, ClusterChanged) and notice.waiting_s:
-            logger.warning(
-                "no Dask worker for %.0f s: the stream goes on as soon as one joins the cluster", notice.waiting_s
-            )
+        if isinstance(notice, ClusterChanged):
+            self._say_if_empty(notice)
         for observer in list(self._observers):
             try:
                 observer(notice)
             except Exception:
                 logger.exception("the observer %r failed and hears no more of this run", observer)
                 self._observers.remove(observer)
+
+    def _say_if_empty(self, notice: ClusterChanged) -> None:
+        """Say that there is no worker: after a few seconds, then ever more rarely."""
+        if not notice.waiting_s:
+            self._said_empty_at = 0.0
+        elif notice.waiting_s >= 2 * self._said_empty_at:
+            self._said_empty_at = notice.waiting_s
+            logger.warning(
+                "no Dask worker for %.0f s: the stream goes on as soon as one joins the cluster", notice.waiting_s
+            )
 
     # -- ends ---------------------------------------------------------------------------------------
 

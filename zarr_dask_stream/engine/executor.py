@@ -8,6 +8,7 @@ died is a `BatchLost`, and what follows from that is decided in ``supervisor.py`
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -27,6 +28,7 @@ import distributed
 from dask.delayed import delayed
 from dask.utils import parse_bytes
 from distributed.comm.core import connect
+from distributed.deploy.spec import close_clusters
 from distributed.system import MEMORY_LIMIT
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
 
@@ -54,6 +56,7 @@ __all__ = [
     "delayed_chunks",
     "embedded_cluster",
     "in_dask_task",
+    "leave_cluster_alone",
     "memory_budget",
 ]
 
@@ -396,6 +399,11 @@ def connected(address: str | None = None, processes: int = 0) -> Iterator[distri
             _close_cluster(client)
     else:
         yield None
+
+
+def leave_cluster_alone() -> None:
+    """Let Dask not close clusters when Python ends: one that was interrupted while it started can't be."""
+    atexit.unregister(close_clusters)
 
 
 async def _knock(address: str) -> None:
@@ -750,7 +758,7 @@ class DaskExecutor:
         workers, threads = len(ncores), sum(ncores.values())
         self._workers = tuple(ncores)
         for worker in [worker for worker in self._bound if worker not in ncores]:
-            self.worker_removed(worker, frozenset(), expected=False)
+            self.worker_removed(worker, frozenset(), expected=True)  # it was gone before its suspect began
         if workers:
             self._empty_since = None
         elif self._empty_since is None:
@@ -775,6 +783,7 @@ class DaskExecutor:
         kills its worker would cost four. A worker that was told to leave is left to Dask.
         """
         bound = self._bound.pop(worker, None)
+        self._workers = tuple(known for known in self._workers if known != worker)
         ours = list(self._batch_of.items())
         lost = {batch: key for key, batch in ours if batch == bound or (key in keys and not expected)}
         futures = []
