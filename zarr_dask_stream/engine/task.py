@@ -74,10 +74,9 @@ class _Run:
         self.values: list[Any] = []
         self.missing: list[int] = []
         self.partials: Partials = {}
-        self.redo: list[int] = []
         self.careful = False
         self.lock = threading.Lock()
-        self.marked = time.perf_counter()
+        self.marked = self.began = time.perf_counter()
         self.current: int | None = None
         self.abandoned = False
         self._plan = work.plan()
@@ -93,8 +92,15 @@ class _Run:
             self._all_failed(error)
         else:
             stats.setup_s = time.perf_counter() - begin
-            self._walk()
+            self._walk_to_the_end()
         stats.wall_s = time.perf_counter() - begin
+
+    def _walk_to_the_end(self) -> None:
+        try:
+            self._walk()
+        except OSError as error:  # of the store as a whole: a chunk's own trouble comes with the chunk
+            for number in self._open_numbers():
+                self._fail(number, error)
 
     def _walk(self) -> None:
         work = self.work
@@ -120,7 +126,8 @@ class _Run:
                 bucket = latency_bucket(took)
                 latency[bucket] = latency.get(bucket, 0) + 1
                 self.current = read.number
-                begin = time.perf_counter()
+                # Reading and stages have a timeout each.
+                self.marked = begin = time.perf_counter()
                 settle(read, apply)
                 self.marked = end = time.perf_counter()
                 self.current = None
@@ -138,58 +145,70 @@ class _Run:
         """Decide what becomes of one chunk that was read."""
         if self.abandoned:
             return
-        number, work, result = read.number, self.work, self.result
+        number, work = read.number, self.work
         if read.error is not None:
-            result.failures.append(self._failure(number, read.error))
+            self._fail(number, read.error)
             return
         if read.missing and work.missing != "fill":
-            if work.missing == "skip":
-                result.skipped.append(number)
-            else:
-                index = work.spec.grid.index(number)
-                error = MissingChunkError(f'chunk {index} of {work.spec.store.url} is not stored and missing="raise"')
-                result.failures.append(self._failure(number, error))
+            self._settle_missing(number)
             return
         data = read.data
         if data is not None:
-            result.stats.bytes_decoded += data.nbytes
+            self.result.stats.bytes_decoded += data.nbytes
         chunk: Chunk | None = Chunk.planned(self._plan, number, data, read.missing)
         try:
             if work.stages:
                 assert chunk is not None
                 chunk = apply(chunk)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's function may raise anything
-            result.failures.append(self._failure(number, error, in_function=True))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a user's function may raise anything, SystemExit too
+            self._fail(number, error, in_function=True)
             return
         if chunk is not None and work.fold is not None and not self._fold(work.fold, number, chunk):
             return
         self._commit(number, chunk, missing=read.missing)
+
+    def _settle_missing(self, number: int) -> None:
+        work = self.work
+        if work.missing == "skip":
+            with self.lock:
+                if not self.abandoned:
+                    self.result.skipped.append(number)
+            return
+        index = work.spec.grid.index(number)
+        error = MissingChunkError(f'chunk {index} of {work.spec.store.url} is not stored and missing="raise"')
+        self._fail(number, error)
 
     def _fold(self, fold: Fold, number: int, chunk: Chunk) -> bool:
         """Fold one chunk; a reducer that raises half-way must not leave half a chunk behind.
 
         Chunks are folded straight into the batch's partial until one raises. Then that partial can't
         be trusted: it is dropped, its chunks are handed back to be read again, and the rest of the
-        batch is folded carefully, each chunk on its own before it is merged.
+        batch is folded carefully, each chunk on its own before it is merged. If it is the merging that
+        raises, the partial merged into can't be trusted either.
         """
+        alone: Partials = {}
+        untouched = self.careful
         try:
             if self.careful:
-                alone: Partials = {}
                 fold.add(alone, chunk)
+                untouched = False
                 merge_partials(fold.reducer, self.partials, alone)
             else:
                 fold.add(self.partials, chunk)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # a user's reducer may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  # a user's reducer may raise anything, SystemExit too
             with self.lock:
-                if not self.careful:
+                if not (untouched or self.abandoned):
                     self._forget_partials()
                 self.careful = True
-            self.result.failures.append(self._failure(number, error, in_function=True))
+            self._fail(number, error, in_function=True)
             return False
         return True
 
     def _forget_partials(self) -> None:
-        self.redo += self.result.numbers
         self.result.numbers = []
         self.missing = []
         self.partials = {}
@@ -209,6 +228,12 @@ class _Run:
 
     # -- failures -----------------------------------------------------------------------------------
 
+    def _fail(self, number: int, error: BaseException, *, in_function: bool = False) -> None:
+        failure = self._failure(number, error, in_function=in_function)
+        with self.lock:
+            if not self.abandoned:
+                self.result.failures.append(failure)
+
     def _failure(self, number: int, error: BaseException, *, in_function: bool = False) -> Failure:
         category = classify(error, in_function=in_function)
         if category is Category.CREDENTIALS:
@@ -218,8 +243,8 @@ class _Run:
             number=number,
             category=category,
             error_type=type(error).__name__,
-            message=_first_line(error),
-            retryable=in_function and self.work.retry.wants(error),
+            message=_text(error),
+            retryable=in_function and _wanted(self.work.retry, error),
             error=_portable(error),
             traceback="".join(lines[-12:]) if in_function else "",
             worker=self.worker,
@@ -245,8 +270,9 @@ class _Run:
         result.stats.bytes_result = nbytes
         if self.work.fold is not None:
             result.partial = self.partials or None
-        seen = {*result.numbers, *result.filtered, *result.skipped, *(f.number for f in result.failures)}
-        rest = [number for number in self.numbers if number not in seen] if len(seen) < len(self.numbers) else []
+        rest = self._open_numbers()
+        if hung:
+            result.stats.wall_s = max(self.marked - self.began, 0.0)  # what it did before it hung
         if hung and rest:
             guilty = self.current if self.current in rest else rest[0]
             rest.remove(guilty)
@@ -255,6 +281,12 @@ class _Run:
             result.failures.append(self._failure(guilty, error))
         result.unattempted = rest
         return result
+
+    def _open_numbers(self) -> list[int]:
+        """Return the chunks that have no outcome so far."""
+        result = self.result
+        seen = {*result.numbers, *result.filtered, *result.skipped, *(f.number for f in result.failures)}
+        return [number for number in self.numbers if number not in seen] if len(seen) < len(self.numbers) else []
 
 
 def latency_bucket(seconds: float) -> int:
@@ -349,9 +381,21 @@ def _here() -> str:
     return f"{socket.gethostname()}:{threading.get_native_id()}"
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
+def _text(error: BaseException) -> str:
+    """Return what the error says; a user's exception may refuse even that."""
+    try:
+        text = str(error).strip()
+    except Exception:  # noqa: BLE001  # whatever its __str__ raises
+        text = ""
     return text or type(error).__name__
+
+
+def _wanted(policy: RetryPolicy, error: BaseException) -> bool:
+    """Ask the user's predicate; one that raises wants nothing."""
+    try:
+        return policy.wants(error)
+    except Exception:  # noqa: BLE001  # the error of the chunk is the one to report
+        return False
 
 
 def _portable(error: BaseException) -> BaseException | None:
@@ -367,18 +411,33 @@ def _pack(values: list[Any]) -> tuple[Any, int]:
     """Turn scalars of one kind into one array, so that they travel as one buffer; count bytes."""
     if not values:
         return (), 0
-    first = values[0]
-    if isinstance(first, np.generic) and not isinstance(first, np.void):
-        kind = type(first)
-        if all(type(value) is kind and value.dtype == first.dtype for value in values):
-            packed = np.array(values, dtype=first.dtype)
-            return packed, packed.nbytes
+    if _are_scalars(values):
+        packed = np.array(values, dtype=values[0].dtype)
+        return packed, packed.nbytes
     return values, sum(_nbytes(value) for value in _some(values)) * len(values) // min(len(values), 16)
+
+
+def _are_scalars(values: list[Any]) -> bool:
+    """Whether an array of the values gives each of them back as it was."""
+    first = values[0]
+    # Strings and records would lose trailing zeros in an array, and subclasses themselves.
+    if not isinstance(first, np.generic) or isinstance(first, np.flexible) or first.dtype.type is not type(first):
+        return False
+    return all(type(value) is type(first) and value.dtype == first.dtype for value in values)
 
 
 def _some(values: list[Any]) -> Iterator[Any]:
     yield from values[:16]
 
 
-def _nbytes(value: Any) -> int:
-    return int(getattr(value, "nbytes", 64))
+def _nbytes(value: Any, depth: int = 2) -> int:
+    """Guess the size of a result: only to choose how many travel together."""
+    nbytes = getattr(value, "nbytes", None)
+    if isinstance(nbytes, (int, np.integer)):
+        return int(nbytes)
+    if isinstance(value, (bytes, bytearray, str)):
+        return len(value)
+    if depth and isinstance(value, (tuple, list, dict)):
+        members = list(value.values() if isinstance(value, dict) else value)[:256]
+        return 64 + sum(_nbytes(member, depth - 1) for member in members) * len(value) // max(len(members), 1)
+    return 64
