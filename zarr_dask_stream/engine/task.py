@@ -33,6 +33,7 @@ from zarr_dask_stream.stages.transform import Stage, compile_stages
 
 __all__ = ["Work", "run_batch", "run_guarded", "zombies"]
 
+_LOOK_S = 0.5  # how often a batch under way is looked at; called back, it has so long to end by itself
 _GRACE_S = 2.0  # beyond the reader's own timeout, before a silent thread is given up
 _REFRESH_EVERY_S = 30.0  # expired credentials are renewed once for all chunks that trip over them
 _zombies: list[threading.Thread] = []
@@ -332,7 +333,7 @@ def run_guarded(
     worker: str = "",
     cancelled: Callable[[], bool] = lambda: False,
 ) -> BatchResult:
-    """Like `run_batch`, but give up on a chunk that hangs beyond the timeout.
+    """Like `run_batch`, but give up on a chunk that hangs beyond the timeout, or after it was called back.
 
     The hanging thread can't be stopped; it is left behind as a daemon and counted by `zombies`.
     """
@@ -351,13 +352,16 @@ def run_guarded(
     thread = threading.Thread(target=contextvars.copy_context().run, args=(body,), name="zds-batch", daemon=True)
     thread.start()
     allowed = work.timeout + _GRACE_S
+    called_back = False
     while True:
-        thread.join(max(run.marked + allowed - time.perf_counter(), 0.001))
+        thread.join(min(max(run.marked + allowed - time.perf_counter(), 0.001), _LOOK_S))
         if not thread.is_alive():
             break
-        if time.perf_counter() - run.marked > allowed:
+        # A worker can't close while a task of it runs: nobody who stops a stream should wait for a dead server.
+        if called_back or time.perf_counter() - run.marked > allowed:
             _zombies.append(thread)
             return run.finish(hung=True)
+        called_back = cancelled()
     if problem:
         raise problem[0]
     return run.finish()
