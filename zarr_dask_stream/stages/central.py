@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +13,9 @@ __all__ = ["Central", "central", "central_along", "joined"]
 _BLOCK = 8192  # elements: a block in double precision (64 KiB) stays in the cache between its passes
 
 
-class Central(NamedTuple):
-    """Count, mean and the sums of the powers of the deviations from it: the second, or the second to fourth."""
-
-    count: Any
-    mean: Any
-    powers: tuple[Any, ...]
+# Count, mean and the sums of the powers of the deviations from it: the second, or the second to fourth. A plain tuple,
+# because a checkpoint keeps partials as JSON.
+Central = tuple[Any, Any, tuple[Any, ...]]
 
 
 def _about(count: Any, powers: tuple[Any, ...], d: Any) -> tuple[Any, ...]:
@@ -37,22 +34,23 @@ def _about(count: Any, powers: tuple[Any, ...], d: Any) -> tuple[Any, ...]:
 
 def joined(left: Central, right: Central) -> Central:
     """Join what is known of two groups."""
-    n = left.count + right.count
-    here, there = left.count / np.maximum(n, 1), right.count / np.maximum(n, 1)
-    delta = right.mean - left.mean
-    ours = _about(left.count, left.powers, -delta * there)
-    theirs = _about(right.count, right.powers, delta * here)
+    (our_count, our_mean, our_powers), (their_count, their_mean, their_powers) = left, right
+    n = our_count + their_count
+    here, there = our_count / np.maximum(n, 1), their_count / np.maximum(n, 1)
+    delta = their_mean - our_mean
+    ours = _about(our_count, our_powers, -delta * there)
+    theirs = _about(their_count, their_powers, delta * here)
     powers = tuple(a + b for a, b in zip(ours, theirs, strict=True))
     # Weighing is symmetrical, but rounds: a constant has to keep its mean, and with it a variance of 0.
-    mean = np.where(delta == 0, left.mean, left.mean * here + right.mean * there)[()]
-    return Central(n, mean, powers)
+    mean = np.where(delta == 0, our_mean, our_mean * here + their_mean * there)[()]
+    return n, mean, powers
 
 
 def central(flat: Values, order: int) -> Central:
     """Centre block by block: each is read from memory once and stays in the cache."""
     dtype = wide(flat.dtype)
     if flat.size == 0:
-        return Central(0, dtype.type(0), (dtype.type(0),) * (order - 1))
+        return 0, dtype.type(0), (dtype.type(0),) * (order - 1)
     scratch, squares = np.empty((2, min(flat.size, _BLOCK)), dtype)
     starts = range(0, flat.size, _BLOCK)
     mean = np.empty(len(starts), dtype)
@@ -69,13 +67,13 @@ def central(flat: Values, order: int) -> Central:
             powers[1, i] = square @ d
             powers[2, i] = square @ square
     if len(starts) == 1:
-        return Central(flat.size, mean[0], tuple(powers[:, 0]))
+        return flat.size, mean[0], tuple(powers[:, 0])
     count = np.full(len(starts), _BLOCK, dtype)
     count[-1] = flat.size - starts[-1]
     middle = mean[0] + count @ (mean - mean[0]) / flat.size
     if not np.isfinite(middle):
         middle = count @ mean / flat.size
-    return Central(flat.size, middle, tuple(p.sum() for p in _about(count, tuple(powers), mean - middle)))
+    return flat.size, middle, tuple(p.sum() for p in _about(count, tuple(powers), mean - middle))
 
 
 def central_along(values: Values, axes: tuple[int, ...], order: int, *, skipna: bool) -> Central:
@@ -92,4 +90,4 @@ def central_along(values: Values, axes: tuple[int, ...], order: int, *, skipna: 
     else:
         square = d * d
         powers = [square.sum(axis=axes), (square * d).sum(axis=axes), (square * square).sum(axis=axes)]
-    return Central(n, np.squeeze(mean, axes), tuple(powers))
+    return n, np.squeeze(mean, axes), tuple(powers)

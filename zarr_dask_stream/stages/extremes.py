@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,13 +13,6 @@ from zarr_dask_stream.stages.placed import Statistic
 from zarr_dask_stream.stages.values import Axes, Values, can_be_nan, is_nan
 
 __all__ = ["ArgMax", "ArgMin", "Max", "Min"]
-
-
-class _Extreme(NamedTuple):
-    """The extreme so far, or None; and the type of what was looked at."""
-
-    value: Any
-    dtype: np.dtype[Any]
 
 
 class Min(Statistic):
@@ -53,29 +46,32 @@ class Min(Statistic):
     _strict: ClassVar[np.ufunc] = np.minimum
     _lenient: ClassVar[np.ufunc] = np.fmin
 
-    def _block(self, values: Values, axes: Axes) -> _Extreme:
+    # The state is the extreme so far, or an empty array of the data's type while there is none.
+
+    def _block(self, values: Values, axes: Axes) -> Any:
         if values.size == 0:
-            return _Extreme(None, values.dtype)
+            return np.empty(0, values.dtype)
         value = self._strict.reduce(values, axis=axes)
         if self.skipna and can_be_nan(values) and is_nan(np.asarray(value)).any():
             value = self._lenient.reduce(values, axis=axes)
-        return _Extreme(value, values.dtype)
+        return value
 
-    def _join(self, left: _Extreme, right: _Extreme) -> _Extreme:
-        if left.value is None or right.value is None:
-            return right if left.value is None else left
+    def _join(self, left: Any, right: Any) -> Any:
+        if left.size == 0 or right.size == 0:
+            return right if left.size == 0 else left
         join = self._lenient if self.skipna else self._strict
-        return _Extreme(join(left.value, right.value), left.dtype)
+        return join(left, right)
 
-    def _answer(self, state: _Extreme) -> Any:
-        if state.value is not None:
-            return state.value
-        if state.dtype.kind in "biu":
+    def _answer(self, state: Any) -> Any:
+        if state.size:
+            return state
+        dtype = state.dtype
+        if dtype.kind in "biu":
             raise UsageError(
-                f"{self!r} of no values at all: {state.dtype} has no NaN to say so. A filter or map before it left "
-                f"nothing over; return float64 from the map to get NaN instead"
+                f"{self!r} of no values at all: {dtype} has no NaN to say so. A filter or map before it left nothing "
+                f"over; return float64 from the map to get NaN instead"
             )
-        return np.array("NaT", state.dtype)[()] if state.dtype.kind in "mM" else state.dtype.type(math.nan)
+        return np.array("NaT", dtype)[()] if dtype.kind in "mM" else dtype.type(math.nan)
 
 
 class Max(Min):
@@ -109,9 +105,7 @@ class Max(Min):
     _lenient = np.fmax
 
 
-class _Found(NamedTuple):
-    value: Any
-    place: tuple[int, ...]
+_Found = tuple[Any, tuple[int, ...]]  # the value, and where it is
 
 
 class ArgMin(Statistic):
@@ -153,7 +147,7 @@ class ArgMin(Statistic):
                 return partial
             corner = np.unravel_index(found[1], values.shape)
             place = tuple(int(i) + part.start for i, part in zip(corner, chunk.region, strict=True))
-            state = _Found(found[0], place)
+            state = (found[0], place)
             return state if partial is None else self._join(partial, state)
 
     @staticmethod
@@ -177,15 +171,15 @@ class ArgMin(Statistic):
         return value, first
 
     def _join(self, left: _Found, right: _Found) -> _Found:
-        lost = [can_be_nan(found.value) and bool(is_nan(found.value)) for found in (left, right)]
+        lost = [can_be_nan(value) and bool(is_nan(value)) for value, _ in (left, right)]
         if lost[0] != lost[1]:
             return left if lost[0] else right
-        if not lost[0] and left.value != right.value:
-            return left if self._beats(left.value, right.value) else right
-        return left if left.place <= right.place else right
+        if not lost[0] and left[0] != right[0]:
+            return left if self._beats(left[0], right[0]) else right
+        return left if left[1] <= right[1] else right
 
     def _answer(self, state: _Found) -> tuple[int, ...]:
-        return state.place
+        return state[1]
 
     def _empty(self) -> Any:
         raise UsageError(f"{self!r} of no values at all: there is no place to name")

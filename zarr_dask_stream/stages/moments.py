@@ -25,7 +25,7 @@ class _Centred(Statistic):
             return central_along(values, axes, self._order, skipna=self.skipna)
         flat = values.reshape(-1)
         state = central(flat, self._order)
-        if self.skipna and flat.dtype.kind == "f" and math.isnan(state.mean):
+        if self.skipna and flat.dtype.kind == "f" and math.isnan(state[1]):
             state = central(flat[~np.isnan(flat)], self._order)
         return state
 
@@ -73,8 +73,9 @@ class Var(_Centred):
         self.ddof = int(ddof)
 
     def _answer(self, state: Central) -> Any:
-        divisor = np.asarray(state.count - self.ddof, np.float64)
-        return np.where(divisor > 0, state.powers[0] / divisor, math.nan)[()]
+        count, _, (m2,) = state
+        divisor = np.asarray(count - self.ddof, np.float64)
+        return np.where(divisor > 0, m2 / divisor, math.nan)[()]
 
     def __repr__(self) -> str:
         text = super().__repr__()
@@ -166,16 +167,15 @@ class MomentsReducer(_Centred):
     _order = 4
 
     def _answer(self, state: Central) -> Moments:
-        m2, m3, m4 = state.powers
-        n = np.asarray(state.count, np.float64)
+        count, mean, (m2, m3, m4) = state
+        n = np.asarray(count, np.float64)
         variance = m2 / n
         # As small as that it is only what rounding left of 0, which says nothing of a shape.
-        flat = variance <= (np.finfo(np.float64).eps * np.abs(state.mean)) ** 2
+        flat = variance <= (np.finfo(np.float64).eps * np.abs(mean)) ** 2
         spread = np.where(flat, math.nan, variance)[()]
-        count = int(state.count) if np.ndim(m2) == 0 else np.broadcast_to(state.count, m2.shape).astype(np.int64)
         return Moments(
-            count,
-            np.where(n > 0, state.mean, math.nan)[()],
+            int(count) if np.ndim(m2) == 0 else np.broadcast_to(count, m2.shape).astype(np.int64),
+            np.where(n > 0, mean, math.nan)[()],
             variance,
             m3 / n / spread**1.5,
             m4 / n / (spread * spread) - 3,

@@ -60,7 +60,8 @@ class Statistic(Reducer):
     Notes
     -----
     A subclass says what it makes of one block of values (`_block`), how two such states of the same
-    place join (`_join`, element by element), and what the answer is (`_answer`).
+    place join (`_join`, element by element), and what the answer is (`_answer`). A state consists of
+    plain values (numbers, tuples, lists, dicts, NumPy arrays), so that a checkpoint can keep it.
     """
 
     name: ClassVar[str] = ""

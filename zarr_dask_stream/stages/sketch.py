@@ -36,8 +36,14 @@ class Quantiles(NamedTuple):
     rank_error: float
 
 
+_State = tuple[int, float, float, tuple[Values, ...], int, int, bool]
+
+
 class _Sketch(NamedTuple):
-    """Sorted samples; each on level h stands for 2**h values."""
+    """Sorted samples; each on level h stands for 2**h values.
+
+    The names are for use in here: a partial is the plain tuple of these, because a checkpoint keeps it as JSON.
+    """
 
     n: int
     low: float
@@ -109,12 +115,12 @@ class Quantile(Statistic):
         self.size = int(size)
         self.bounds = bool(bounds)
 
-    def _block(self, values: Values, axes: Axes) -> _Sketch:  # noqa: ARG002  # there is no sketch along axes
+    def _block(self, values: Values, axes: Axes) -> _State:  # noqa: ARG002  # there is no sketch along axes
         ranked = np.sort(values, axis=None)
         n = valid_length(ranked)
         nan = n < ranked.size
         if not n:
-            return _Sketch(0, math.inf, -math.inf, (), 0, 0, nan)
+            return 0, math.inf, -math.inf, (), 0, 0, nan
         top = max(0, math.ceil(math.log2(n / self.size)))
         levels: list[Values] = [np.empty(0)] * (top + 1)
         start = 0
@@ -122,9 +128,10 @@ class Quantile(Statistic):
             stop = start + ((n - start) >> h << h)
             levels[h] = ranked[start + (1 << h) // 2 : stop : 1 << h].astype(np.float64)
             start = stop
-        return _Sketch(n, float(ranked[0]), float(ranked[n - 1]), tuple(levels), (1 << top) // 2, 0, nan)
+        return n, float(ranked[0]), float(ranked[n - 1]), tuple(levels), (1 << top) // 2, 0, nan
 
-    def _join(self, left: _Sketch, right: _Sketch) -> _Sketch:
+    def _join(self, ours: _State, theirs: _State) -> _State:
+        left, right = _Sketch(*ours), _Sketch(*theirs)
         levels = [
             np.sort(np.concatenate(pair), kind="stable")  # which merges sorted runs
             for pair in itertools.zip_longest(left.levels, right.levels, fillvalue=np.empty(0))
@@ -144,9 +151,10 @@ class Quantile(Statistic):
                 error += 1 << h
             h += 1
         low, high = min(left.low, right.low), max(left.high, right.high)
-        return _Sketch(left.n + right.n, low, high, tuple(levels), error, flips, left.nan or right.nan)
+        return left.n + right.n, low, high, tuple(levels), error, flips, left.nan or right.nan
 
-    def _answer(self, state: _Sketch) -> Any:
+    def _answer(self, partial: _State) -> Any:
+        state = _Sketch(*partial)
         if not state.n or (state.nan and not self.skipna):
             return self._empty()
         if not state.error:

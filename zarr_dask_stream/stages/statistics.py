@@ -111,7 +111,7 @@ class Sum(Statistic):
     _nothing = 0
 
     def _block(self, values: Values, axes: Axes) -> Total:
-        return average(values, axes, skipna=self.skipna).total
+        return average(values, axes, skipna=self.skipna)[1]
 
     def _join(self, left: Total, right: Total) -> Total:
         return add_totals(left, right)
@@ -155,11 +155,11 @@ class Mean(Statistic):
         return average(values, axes, skipna=self.skipna)
 
     def _join(self, left: Average, right: Average) -> Average:
-        return Average(left.count + right.count, add_totals(left.total, right.total))
+        return left[0] + right[0], add_totals(left[1], right[1])
 
     def _answer(self, state: Average) -> Any:
-        total = total_value(state.total)
+        count, total = state[0], total_value(state[1])
         if isinstance(total, int):
-            return np.float64(total / state.count if state.count else math.nan)
-        mean = total / state.count
+            return np.float64(total / count if count else math.nan)
+        mean = total / count
         return mean.astype(np.float64) if mean.dtype == object else mean
