@@ -1,0 +1,78 @@
+"""The notebooks run from top to bottom in a real kernel, and come to what they say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+_OF_A_MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|(tcp|inproc|tls)://|\b\d+\.\d+\.\d+\.\d+:\d+")
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]  # typed only in part
+
+
+def outputs_of(notebook: Any) -> list[Any]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def text_of(output: Any) -> str:
+    """What a person reads of an output, pictures aside."""
+    if output.output_type == "stream":
+        return str(output.text)
+    return json.dumps({kind: data for kind, data in output.get("data", {}).items() if not kind.startswith("image/")})
+
+
+def execute(name: str, folder: Path, *expressions: str) -> tuple[Any, dict[str, Any]]:
+    """Run a notebook with one more cell at its end, and return it with the values of `expressions`."""
+    notebook = read(NOTEBOOKS / name)
+    asked = ", ".join(f"{expression!r}: {expression}" for expression in expressions)
+    source = f"import json\nprint(json.dumps({{{asked}}}, default=float))"
+    notebook.cells.append(nbformat.v4.new_code_cell(source))  # type: ignore[no-untyped-call]  # typed only in part
+    client = NotebookClient(notebook, timeout=100, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    values = json.loads(notebook.cells.pop().outputs[0].text)
+    return notebook, values
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_committed_outputs_are_whole_and_name_no_machine(path: Path) -> None:
+    outputs = outputs_of(read(path))
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [text for output in outputs if _OF_A_MACHINE.search(text := text_of(output))]
+    assert path.stat().st_size < 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_chunk_streaming(tmp_path: Path) -> None:
+    notebook, values = execute(
+        "01_chunk_streaming.ipynb",
+        tmp_path,
+        "summit",
+        "tops.max()",
+        "is_ordered",
+        "len(speeds)",
+        "{name: len(indices) for name, indices in kept.items()}",
+        "list(reached)",
+        "[[estimate, peak] for estimate, peak in peaks.values()]",
+        "canvas.any(axis=2).mean()",
+    )
+    summit, highest, ordered, speeds, kept, marks, peaks, painted = values.values()
+    assert summit == highest == 2263
+    assert ordered
+    assert speeds == 6
+    assert kept == {"everything": 256, "where": 96, "filter": 142, "both": 72}
+    assert marks == [0.25, 0.5, 0.75, 1.0]
+    assert all(0 < peak <= estimate for estimate, peak in peaks)
+    assert painted == 1.0
+    outputs = outputs_of(notebook)
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    assert pictures == ["image/png"] * 3 + ["image/jpeg"]
