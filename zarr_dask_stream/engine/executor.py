@@ -458,10 +458,10 @@ class DaskExecutor:
 
     def __init__(self, client: distributed.Client, work: Work, *, own_cluster: bool = False) -> None:
         self._client: Any = client
+        self._address = "?" if client.scheduler is None else client.scheduler.address
         self._own_cluster = own_cluster
         self._payload = _pack_work(work)
         self._shared: distributed.Future[Any] | None = None
-        self._copies: asyncio.Task[Any] | None = None
         self._workers: tuple[str, ...] = ()
         self._suspects: deque[Batch] = deque()
         self._bound: dict[str, int] = {}
@@ -520,6 +520,7 @@ class DaskExecutor:
         """
         if not batches:
             return
+        self._check_open()
         version = _version()
         place = {} if worker is None else {"workers": [worker], "allow_other_workers": False}
         try:
@@ -550,7 +551,6 @@ class DaskExecutor:
             # Dask would warn of its size and advise to do what is done here.
             with dask.config.set({"distributed.admin.large-graph-warning-threshold": 4 * len(self._payload)}):
                 self._shared = self._client.compute(held, optimize_graph=False, fifo_timeout="0s")
-            self._client.loop.add_callback(self._spread)
         return self._shared
 
     def cancel(self, batches: tuple[int, ...]) -> None:
@@ -606,14 +606,17 @@ class DaskExecutor:
     def _alive(self) -> bool:
         return self._client.status not in ("closed", "closing")
 
+    def _check_open(self) -> None:
+        if not self._alive:
+            raise self._cluster_error("the client was closed while the stream ran, or gave its scheduler up")
+
     def _sync(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         if self._client.asynchronous:
             raise UsageError(
                 "the client is asynchronous: use `async for chunk in stream`, or give a client made with "
                 "asynchronous=False"
             )
-        if not self._alive:
-            raise self._cluster_error("the client was closed while the stream ran")
+        self._check_open()
         result: T = self._client.sync(coroutine, *args)
         return result
 
@@ -766,8 +769,6 @@ class DaskExecutor:
         waiting = 0.0 if self._empty_since is None else now - self._empty_since
         current = Threads(threads, workers, waiting if waiting > _NO_WORKERS_S else 0.0)
         if current != self._threads:
-            if workers > self._threads.workers:
-                self._spread()
             self._threads = current
             self._inputs.append(current)
 
@@ -797,16 +798,6 @@ class DaskExecutor:
             # Cancelling also wakes whoever waits for these futures.
             self._farewells.append(asyncio.ensure_future(self._call_back(futures)))
 
-    def _spread(self) -> None:
-        """Copy the work to all workers: Dask gives tasks to those that have it already."""
-        if self._shared is not None and (self._copies is None or self._copies.done()):
-            self._copies = asyncio.ensure_future(self._copy_everywhere(self._shared))
-
-    async def _copy_everywhere(self, shared: distributed.Future[Any]) -> None:
-        with contextlib.suppress(Exception):  # without copies the tasks run all the same, on fewer workers at first
-            await _soon(shared.exception())
-            await _soon(self._client.replicate([shared], asynchronous=True))
-
     def _check_alive(self) -> None:
         status = self._client.status
         if status == "running":
@@ -814,14 +805,13 @@ class DaskExecutor:
             return
         now = time.monotonic()
         self._lost_since = self._lost_since or now
-        if status in ("closed", "closing") or now - self._lost_since > _RECONNECT_S:
+        self._check_open()
+        if now - self._lost_since > _RECONNECT_S:
             raise self._cluster_error("the connection to the scheduler is lost")
 
     def _cluster_error(self, what: str) -> ClusterError:
-        scheduler = self._client.scheduler
-        address = scheduler.address if scheduler is not None else "?"
         return ClusterError(
-            f"{what} (scheduler {address}); start the stream again when the cluster is back: with "
+            f"{what} (scheduler {self._address}); start the stream again when the cluster is back: with "
             "checkpoint=... it goes on where it stopped"
         )
 
@@ -838,7 +828,7 @@ class DaskExecutor:
     async def _close(self) -> None:
         _Obituaries.of(self._client).listeners.discard(self)
         await asyncio.gather(*self._farewells, return_exceptions=True)
-        own = (self._next, self._collecting, self._polling, self._copies, *self._gathers)
+        own = (self._next, self._collecting, self._polling, *self._gathers)
         tasks = [t for t in own if t is not None]
         for task in tasks:
             if not task.done() and task is not asyncio.current_task():
