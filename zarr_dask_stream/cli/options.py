@@ -1,0 +1,248 @@
+"""The options that commands share, and the stream that they describe."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import EllipsisType
+from typing import Any
+
+import click
+
+from zarr_dask_stream.cli.expression import IndexExpression, parse_region_text
+from zarr_dask_stream.cli.interrupt import cluster
+from zarr_dask_stream.engine.executor import memory_budget
+from zarr_dask_stream.engine.retry import RetryPolicy
+from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.source.array import open_array
+from zarr_dask_stream.stream import ChunkStream, stream_chunks
+
+__all__ = [
+    "StoreRequest",
+    "StreamRequest",
+    "output_options",
+    "progress_option",
+    "store_options",
+    "stream_options",
+    "workers_option",
+]
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRequest:
+    """Which array, or group, of which store."""
+
+    url: str
+    path: str
+    storage_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRequest(StoreRequest):
+    """Which chunks, where they are read, and how hard to try."""
+
+    scheduler: str | None
+    workers: int | None
+    region: tuple[int | slice | EllipsisType, ...] | None
+    where: IndexExpression | None
+    retries: int
+    timeout: float
+    max_bytes: str
+    concurrency: int | None
+    progress: bool
+
+    @contextmanager
+    def open(self, **options: Any) -> Iterator[ChunkStream]:
+        """Describe the stream, on the cluster that was asked for; both end with the block."""
+        if self.scheduler and self.workers:
+            raise UsageError("--scheduler names a cluster and --workers starts one: give one of them")
+        # Before a cluster starts for it: a mistyped URL should be told at once.
+        spec = open_array(self.url, path=self.path, storage_options=self.storage_options)
+        if self.where is not None:
+            self.where.check(len(spec.shape))
+        with cluster(self.scheduler, self.workers) as client:
+            yield stream_chunks(
+                self.url,
+                path=self.path,
+                storage_options=self.storage_options,
+                client=client,
+                region=self.region,
+                where=self.where,
+                concurrency=self.concurrency,
+                max_bytes=self.max_bytes,
+                retry=RetryPolicy(attempts=self.retries + 1),
+                timeout=self.timeout,
+                on_error="skip",
+                progress=self.progress,
+                **options,
+            )
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+class _Parsed(click.ParamType[Any]):
+    """A value that a function of ours makes of text; its UsageError becomes click's."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _checked_size(text: str) -> str:
+    memory_budget(text)
+    return text
+
+
+def _collect_options(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Turn K=V into options, ``a.b=V`` into nested ones. Values may be secrets: none is ever quoted."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        names = key.strip().split(".")
+        if not equals or not all(names):
+            raise click.BadParameter("expected K=V, such as anon=true or client_kwargs.endpoint_url=http://host:9000")
+        place = options
+        for name in names[:-1]:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise click.BadParameter(f"{key!r} goes below {name!r}, which was given a value of its own")
+        place[names[-1]] = _parse_value(text)
+    return options
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+def _add(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_STORE: list[Callable[[Command], Command]] = [
+    click.argument("url"),
+    click.option("--path", default="", metavar="PATH", help="Path of the array inside the store."),
+    click.option(
+        "--storage-option",
+        "storage_options",
+        multiple=True,
+        metavar="K=V",
+        callback=_collect_options,
+        help="Option for the file system of the URL; may be repeated. V is JSON or else text; a dotted K nests: "
+        "client_kwargs.endpoint_url=http://host:9000. Other users of this host can see it: give secrets through "
+        "the environment or the provider's own files.",
+    ),
+]
+
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Run on N worker processes of this host. Default: one worker inside this process, a thread per core.",
+)
+
+_STREAM: list[Callable[[Command], Command]] = [
+    click.option(
+        "--region",
+        type=_Parsed("region", parse_region_text),
+        metavar="TEXT",
+        help="Part of the array, in NumPy's notation: '0:10,5,...'. Only chunks that it touches are read.",
+    ),
+    click.option(
+        "--where",
+        type=_Parsed("condition", IndexExpression),
+        metavar="TEXT",
+        help="Condition on a chunk's place in the grid, asked before it is read: 'i0 % 2 == 0 and i1 < 10'. "
+        "i0, i1, ... (or index[0], ...) are the place along each axis; beside them integers, + - * // %, comparisons, "
+        "in (1, 2), and, or, not, parentheses.",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(min=0),
+        default=4,
+        show_default=True,
+        metavar="N",
+        help="Further tries of a chunk whose reading failed and may succeed later.",
+    ),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="For one try of one chunk.",
+    ),
+    click.option(
+        "--max-bytes",
+        type=_Parsed("size", _checked_size),
+        default="10%",
+        show_default=True,
+        metavar="SIZE",
+        help="Most decoded bytes in flight: bytes, '512 MiB', or a share of this host's memory.",
+    ),
+    click.option(
+        "--concurrency", type=click.IntRange(min=1), metavar="N", help="Most chunks in flight. 1: one after the other."
+    ),
+    click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler (tcp://host:8786)."),
+    workers_option,
+]
+
+progress_option = click.option(
+    "--progress/--no-progress",
+    default=None,
+    callback=lambda _ctx, _param, value: sys.stderr.isatty() if value is None else value,
+    help="A bar on standard error, or lines where it is no terminal. Default: on a terminal.",
+)
+_OUTPUT: list[Callable[[Command], Command]] = [
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text."),
+    click.option("--debug", is_flag=True, help="Show tracebacks of errors, and what Dask logs."),
+]
+
+
+def output_options(command: Command) -> Command:
+    """Add --json and --debug."""
+    return _add(_OUTPUT)(command)
+
+
+def store_options(command: Command) -> Command:
+    """Add what says where an array is; the command gets it as a `StoreRequest`."""
+    return _add(_STORE)(_gathered(StoreRequest, command))
+
+
+def stream_options(command: Command) -> Command:
+    """Add what says what to stream, and how; the command gets it as a `StreamRequest`."""
+    return _add([*_STORE, *_STREAM, progress_option])(_gathered(StreamRequest, command))
+
+
+def _gathered(kind: type[StoreRequest], command: Command) -> Command:
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        request = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        return command(request, **values)
+
+    return run
