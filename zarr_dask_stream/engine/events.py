@@ -13,7 +13,7 @@ dead-lettered or cancelled. Times are seconds on the clock of the run, which sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -116,6 +116,7 @@ class BatchStats:
     latency: dict[int, int] = field(default_factory=dict)
     worker: str = ""
     zombies: int = 0
+    hedges: int = 0
 
 
 @dataclass(slots=True)
@@ -232,8 +233,8 @@ class Notice:
     at: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the notice as plain data with its name under "event"."""
-        return {"event": type(self).__name__, **asdict(self)}
+        """Return the notice as plain data for JSON, with its name under "event"."""
+        return {"event": type(self).__name__, **_plain(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +390,23 @@ class Callback:
         method = getattr(self, _method_name(type(notice).__name__), None)
         if method is not None:
             method(notice)
+
+
+def _plain(value: Any) -> Any:
+    """Turn records into dicts, ranges and slices into lists of their bounds, errors into text."""
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, range):
+        return [value.start, value.stop, value.step]
+    if isinstance(value, slice):
+        return [value.start, value.stop]
+    if isinstance(value, BaseException):
+        return type(value).__name__  # its text is beside it
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 
 def _method_name(name: str) -> str:

@@ -32,6 +32,8 @@ from zarr_dask_stream.engine.events import (
 
 __all__ = ["Report", "WorkerShare", "human_bytes", "human_seconds"]
 
+_LETTERS_SHOWN = 50  # on a page
+
 
 @dataclass(slots=True)
 class WorkerShare:
@@ -128,6 +130,7 @@ class Report(Callback):
             self.batches_lost += 1
             return
         self.batches += 1
+        self.hedges += stats.hedges
         self.bytes_stored += stats.bytes_stored
         self.bytes_decoded += stats.bytes_decoded
         spent = self.time
@@ -274,8 +277,11 @@ class Report(Callback):
         letters = "".join(
             f"<tr><td>{html.escape(str(x.index))}</td><td>{x.attempts}</td><td>{html.escape(x.error_type)}</td>"
             f"<td>{html.escape(x.message)}</td></tr>"
-            for x in self.dead_letters[:50]
+            for x in self.dead_letters[:_LETTERS_SHOWN]
         )
+        hidden = len(self.dead_letters) - _LETTERS_SHOWN
+        if hidden > 0:
+            letters += f'<tr><td colspan="4">... and {hidden:,} more in .dead_letters</td></tr>'
         if letters:
             letters = (
                 '<table><caption>Dead letters</caption><tr><th scope="col">chunk</th><th scope="col">attempts</th>'
@@ -330,9 +336,9 @@ def human_seconds(seconds: float) -> str:
     >>> human_seconds(0.0123), human_seconds(75), human_seconds(7265)
     ('12 ms', '1 min 15 s', '2 h 01 min')
     """
-    if seconds < 1:
+    if seconds < 0.9995:  # not "1000 ms", nor "60.0 s" below
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
