@@ -32,13 +32,13 @@ from zarr_dask_stream.engine.events import (
     Threads,
     Tick,
 )
-from zarr_dask_stream.engine.hedging import Hedge
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.supervisor import Abort, Cancel, Fold, Instruction, Notify, Submit, Supervisor
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Item, Window, WindowLimits
 from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, UsageError
 from zarr_dask_stream.source.grid import ChunkGrid
+from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
 from zarr_dask_stream.testing import Outcome, Rehearsal, ScriptedExecutor
 

@@ -3,11 +3,11 @@
 from zarr_dask_stream import errors
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
-from zarr_dask_stream.engine.hedging import Hedge
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.stages import reducers
 from zarr_dask_stream.stages.combine import Reducer
 from zarr_dask_stream.stream import ChunkStream, stream_chunks

@@ -44,7 +44,6 @@ from zarr_dask_stream.engine.executor import (
     delayed_chunks,
     memory_budget,
 )
-from zarr_dask_stream.engine.hedging import Hedge
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Restart, Submit, Supervisor
 from zarr_dask_stream.engine.supervisor import Fold as FoldIn
@@ -54,6 +53,7 @@ from zarr_dask_stream.engine.window import Window, WindowLimits
 from zarr_dask_stream.errors import ChunkError, StoreError, UsageError
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.reader import stored_numbers
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, Sieve, parse_region
 from zarr_dask_stream.stages.combine import Fold, Partials, Reducer, as_reducer, merge_partials
@@ -509,6 +509,7 @@ class ChunkStream:
             box=o.plan.box,
             missing=o.missing,
             timeout=o.timeout,
+            hedge=o.hedge,
             stages=o.stages,
             fold=o.fold,
             retry=o.retry,

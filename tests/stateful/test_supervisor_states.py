@@ -30,12 +30,12 @@ from zarr_dask_stream.engine.events import (
     Threads,
     Tick,
 )
-from zarr_dask_stream.engine.hedging import Hedge
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Submit, Supervisor
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window, WindowLimits
 from zarr_dask_stream.source.grid import ChunkGrid
+from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
 from zarr_dask_stream.watch.report import Report
 

@@ -423,16 +423,30 @@ class _Obituaries:
 
     def __init__(self, client: Any) -> None:
         self.listeners: WeakSet[DaskExecutor] = WeakSet()
-        self._earlier = client._event_handlers.get("all")  # noqa: SLF001  # there is no public way to ask
+        self.earlier = client._event_handlers.get("all")  # noqa: SLF001  # there is no public way to ask
         client.subscribe_topic("all", self._hear)
 
     @classmethod
-    def of(cls, client: Any) -> _Obituaries:
-        """Return the one of this client; to be called on its event loop."""
-        found = cls._known.get(client)
-        if found is None:
-            found = cls._known[client] = cls(client)
-        return found
+    def tell(cls, client: Any, listener: DaskExecutor) -> None:
+        """Begin to tell a stream; to be called on the client's event loop."""
+        known = cls._known.get(client)
+        if known is None:
+            known = cls._known[client] = cls(client)
+        known.listeners.add(listener)
+
+    @classmethod
+    def forget(cls, client: Any, listener: DaskExecutor) -> None:
+        """Tell a stream no longer; with the last one the subscription ends, as it would outlive the client."""
+        known = cls._known.get(client)
+        if known is None:
+            return
+        known.listeners.discard(listener)
+        if not known.listeners:
+            del cls._known[client]
+            if known.earlier is not None:
+                client.subscribe_topic("all", known.earlier)
+            else:
+                client.unsubscribe_topic("all")
 
     def _hear(self, event: tuple[float, Any]) -> Any:
         message = event[1]
@@ -440,7 +454,7 @@ class _Obituaries:
             keys = frozenset(message.get("processing-tasks") or ())
             for listener in list(self.listeners):
                 listener.worker_removed(message["worker"], keys, expected=bool(message.get("expected")))
-        return self._earlier(event) if self._earlier is not None else None
+        return self.earlier(event) if self.earlier is not None else None
 
 
 class DaskExecutor:
@@ -629,7 +643,8 @@ class DaskExecutor:
     # -- on the client's event loop -------------------------------------------------------------------
 
     async def _start(self) -> Threads:
-        _Obituaries.of(self._client).listeners.add(self)
+        if not self._own_cluster:  # the worker inside this process does not die before it
+            _Obituaries.tell(self._client, self)
         await self._poll()
         self._inputs.clear()
         return self._threads
@@ -826,7 +841,7 @@ class DaskExecutor:
             await _soon(self._client.restart_workers([worker], timeout=30, raise_for_error=False))
 
     async def _close(self) -> None:
-        _Obituaries.of(self._client).listeners.discard(self)
+        _Obituaries.forget(self._client, self)
         await asyncio.gather(*self._farewells, return_exceptions=True)
         own = (self._next, self._collecting, self._polling, *self._gathers)
         tasks = [t for t in own if t is not None]

@@ -54,11 +54,11 @@ from zarr_dask_stream.engine.events import (
     Threads,
     WorkerRetired,
 )
-from zarr_dask_stream.engine.hedging import Hedge, Stragglers
 from zarr_dask_stream.engine.retry import Breaker, GiveUp, RetryPolicy
 from zarr_dask_stream.engine.throttle import Throttle
 from zarr_dask_stream.engine.window import Item, Outbox, Window
 from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, ZdsError
+from zarr_dask_stream.source.hedging import Hedge, Stragglers
 from zarr_dask_stream.source.selection import ChunkPlan, decode_numbers, encode_numbers
 
 __all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Restart", "Submit", "Supervisor"]

@@ -26,6 +26,7 @@ from zarr_dask_stream.errors import MissingChunkError
 from zarr_dask_stream.source.array import ArraySpec, check_visible
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Region
+from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.reader import ChunkRead, read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, decode_numbers
 from zarr_dask_stream.stages.combine import Fold, Partials, merge_partials
@@ -53,6 +54,7 @@ class Work:
     missing: Missing = "fill"
     timeout: float | None = 60.0
     fetches: int | None = None
+    hedge: Hedge | None = None
     stages: tuple[Stage, ...] = ()
     fold: Fold | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -113,6 +115,7 @@ class _Run:
             fill=work.missing == "fill",
             timeout=work.timeout,
             concurrency=work.fetches,
+            hedge=work.hedge,
         )
         settle = self._settle
         stats = self.result.stats
@@ -124,6 +127,7 @@ class _Run:
                 stats.fetch_s += read.fetch_s
                 stats.decode_s += read.decode_s
                 stats.bytes_stored += read.stored_bytes
+                stats.hedges += read.hedged
                 bucket = latency_bucket(took)
                 latency[bucket] = latency.get(bucket, 0) + 1
                 self.current = read.number

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import queue
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from typing import Any, Self
 
 from zarr_dask_stream.errors import StoreError
 from zarr_dask_stream.source.backend import RemoteBytes
+from zarr_dask_stream.source.hedging import Stragglers
 
 __all__ = ["Answer", "Fetcher", "Limit", "Request", "coalesce"]
 
@@ -53,6 +55,7 @@ class Answer:
     data: bytes | None
     error: Exception | None
     seconds: float
+    hedged: bool = False
 
 
 class Limit:
@@ -107,10 +110,20 @@ class Fetcher:
         How many at once; shared by those who read the same store.
     timeout : float or None
         Seconds for one request.
+    stragglers : Stragglers, optional
+        When to send a request a second time; never by default.
     """
 
-    def __init__(self, store: RemoteBytes, limit: Limit, *, timeout: float | None) -> None:
+    def __init__(
+        self,
+        store: RemoteBytes,
+        limit: Limit,
+        *,
+        timeout: float | None,
+        stragglers: Stragglers | None = None,
+    ) -> None:
         self._store, self._limit, self._timeout = store, limit, timeout
+        self._stragglers = stragglers or Stragglers(None)
         self._loop = store.loop
         self._pending: deque[Request] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,9 +183,13 @@ class Fetcher:
         begin = perf_counter()
         data: bytes | None = None
         error: Exception | None = None
+        hedged = False
         try:
             async with asyncio.timeout(self._timeout):
-                data = await self._store.fetch(request.key, request.start, request.stop)
+                if self._stragglers.on:
+                    data, hedged = await self._hedge(request)
+                else:
+                    data = await self._store.fetch(request.key, request.start, request.stop)
         except TimeoutError:
             text = f"reading {request.key} of {self._store.url} took longer than {self._timeout} s"
             error = TimeoutError(errno.ETIMEDOUT, text)
@@ -182,7 +199,36 @@ class Fetcher:
         refused = isinstance(error, OSError) and error.errno == errno.EBUSY
         if error is None or refused:
             self._limit.observe(seconds, refused=refused)
-        self._answers.put(Answer(request, data, error, seconds))
+        self._answers.put(Answer(request, data, error, seconds, hedged))
+
+    async def _hedge(self, request: Request) -> tuple[bytes | None, bool]:
+        """Fetch, and once that takes unusually long, fetch again beside it; the first good answer wins."""
+        begin = perf_counter()
+        self._stragglers.started(1)
+        copies = {self._copy(request)}
+        hedged = False
+        try:
+            patience = self._stragglers.patience(chunks=1)
+            await asyncio.wait(copies, timeout=None if math.isinf(patience) else patience)
+            if not next(iter(copies)).done() and self._stragglers.afford(1):
+                copies.add(self._copy(request))
+                hedged = True
+            while True:
+                done, running = await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+                good = [copy for copy in done if copy.exception() is None]
+                if good or not running:
+                    data = (good or list(done))[0].result()
+                    self._stragglers.observe(elapsed_s=perf_counter() - begin, chunks=1)
+                    return data, hedged
+                copies = running
+        finally:
+            for copy in copies:
+                copy.cancel()
+
+    def _copy(self, request: Request) -> asyncio.Task[bytes | None]:
+        copy = self._loop.create_task(self._store.fetch(request.key, request.start, request.stop))
+        copy.add_done_callback(_forgive)
+        return copy
 
     def _cancel(self) -> None:
         self._closed = True
@@ -207,6 +253,12 @@ class Fetcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _forgive(copy: asyncio.Task[Any]) -> None:
+    """Look at the outcome of a copy that lost, or asyncio would log that nobody did."""
+    if not copy.cancelled():
+        copy.exception()
 
 
 def coalesce(

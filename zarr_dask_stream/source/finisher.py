@@ -38,6 +38,8 @@ class ChunkRead:
         Encoded length.
     fetch_s, decode_s : float
         Seconds until the bytes were here, and for decoding and cropping them.
+    hedged : bool
+        Whether a second request was sent, because the first took unusually long.
     """
 
     number: int
@@ -47,6 +49,7 @@ class ChunkRead:
     stored_bytes: int
     fetch_s: float
     decode_s: float
+    hedged: bool = False
 
 
 class Finisher:

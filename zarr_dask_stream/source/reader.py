@@ -16,6 +16,7 @@ from zarr_dask_stream.source.backend import ByteStore, RemoteBytes
 from zarr_dask_stream.source.fetch import Fetcher, Limit, Request
 from zarr_dask_stream.source.finisher import ChunkRead, Finisher
 from zarr_dask_stream.source.grid import Index, Region
+from zarr_dask_stream.source.hedging import Hedge, Stragglers
 from zarr_dask_stream.source.remote import POOL_SIZE
 from zarr_dask_stream.source.sharded import LocalShards, ShardPlan
 
@@ -37,6 +38,7 @@ def read_chunks(
     fill: bool = True,
     timeout: float | None = 60.0,
     concurrency: int | None = None,
+    hedge: Hedge | None = None,
 ) -> Generator[ChunkRead, None, None]:
     """Read chunks, each failure kept to its own chunk.
 
@@ -55,6 +57,8 @@ def read_chunks(
     concurrency : int, optional
         Requests in flight on a remote store. Default: chosen by the size of the chunks and adapted to the
         latency that is measured.
+    hedge : Hedge, optional
+        When to send a request to a remote store a second time.
 
     Yields
     ------
@@ -81,7 +85,8 @@ def read_chunks(
     finish = Finisher(spec, store, box, fill)
     if isinstance(store, RemoteBytes):
         reader = _read_remote_shards if spec.shards is not None else _read_remote
-        with Fetcher(store, _limit(spec, concurrency), timeout=timeout) as fetcher:
+        limit, stragglers = _limit(spec, concurrency), _stragglers(spec, hedge)
+        with Fetcher(store, limit, timeout=timeout, stragglers=stragglers) as fetcher:
             yield from reader(finish, fetcher, numbers)
     elif spec.shards is not None:
         yield from _read_local_shards(store, finish, numbers)
@@ -138,9 +143,11 @@ def _read_remote(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> 
         answer = fetcher.next()
         number, index = answer.request.tag
         if answer.error is not None:
-            yield finish.failed(number, answer.error, answer.seconds)
+            read = finish.failed(number, answer.error, answer.seconds)
         else:
-            yield finish.read(number, index, answer.data, answer.seconds)
+            read = finish.read(number, index, answer.data, answer.seconds)
+        read.hedged = answer.hedged
+        yield read
 
 
 def _read_remote_shards(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
@@ -150,13 +157,22 @@ def _read_remote_shards(finish: Finisher, fetcher: Fetcher, numbers: Iterable[in
             fetcher.submit([plan.requests.popleft()])
         yield from plan.settled()
         if fetcher.outstanding:
-            yield from plan.take(fetcher.next())
+            answer = fetcher.next()
+            for read in plan.take(answer):
+                read.hedged = answer.hedged
+                yield read
         elif not plan.requests:
             yield from plan.settled()
             return
 
 
 _learned: dict[str, Limit] = {}
+_usual: dict[tuple[str, Hedge], Stragglers] = {}
+
+
+def _stragglers(spec: ArraySpec, hedge: Hedge | None) -> Stragglers | None:
+    """Return what this process has learned about how long requests to this store take."""
+    return None if hedge is None else _usual.setdefault((spec.store.token, hedge), Stragglers(hedge))
 
 
 def _limit(spec: ArraySpec, concurrency: int | None) -> Limit:

@@ -226,7 +226,7 @@ def _parse_url(url: str, options: dict[str, Any]) -> StoreSpec:
         url, options = f"zip::{url}", ({protocol: options} if options else {})
     protocols = [part.partition("://")[0] for part in url.split("::")]
     for protocol in protocols:
-        if protocol not in fsspec.available_protocols():
+        if protocol not in fsspec.available_protocols() and protocol not in fsspec.registry:
             raise UsageError(
                 f"{display_url(url)!r}: unknown protocol {protocol!r}; use a path, or one of fsspec's "
                 "protocols such as s3, gs, az, https, memory (each needs its package installed)"

@@ -93,17 +93,14 @@ def as_reducer(reducer: Any) -> Reducer:
     Raises
     ------
     UsageError
-        If it is something else, or if two of a sequence have one name.
+        If it is something else, if there are none, or if two have one name.
     """
     if isinstance(reducer, type) and issubclass(reducer, Reducer):
         raise UsageError(f"reduce needs a reducer, got the class {reducer.__name__}: call it, {reducer.__name__}()")
     if isinstance(reducer, Mapping):
-        return Together({str(name): as_reducer(one) for name, one in reducer.items()})
+        return _together([(str(name), one) for name, one in reducer.items()])
     if isinstance(reducer, Sequence) and not isinstance(reducer, str):
-        named = {getattr(one, "name", type(one).__name__.lower()): as_reducer(one) for one in reducer}
-        if len(named) < len(reducer):
-            raise UsageError("two reducers have the same name: give them as a dict, {'low': ..., 'high': ...}")
-        return Together(named)
+        return _together([(getattr(one, "name", type(one).__name__.lower()), one) for one in reducer])
     missing = [name for name in ("create", "add", "merge", "finish") if not callable(getattr(reducer, name, None))]
     if missing:
         raise UsageError(
@@ -111,6 +108,15 @@ def as_reducer(reducer: Any) -> Reducer:
             f"without {', '.join(missing)}"
         )
     return reducer  # type: ignore[no-any-return]  # anything with the four methods will do
+
+
+def _together(named: Sequence[tuple[str, Any]]) -> Together:
+    if not named:
+        raise UsageError("reduce needs at least one reducer, got none")
+    reducers = {name: as_reducer(one) for name, one in named}
+    if len(reducers) < len(named):
+        raise UsageError("two reducers have the same name: give them as a dict, {'low': ..., 'high': ...}")
+    return Together(reducers)
 
 
 @dataclass(frozen=True, slots=True)

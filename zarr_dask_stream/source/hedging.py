@@ -1,9 +1,10 @@
-"""When a batch takes so long that a second copy of it is worth starting. Pure: `now` comes in.
+"""When something takes so long that a second copy of it is worth starting. Pure: times come in.
 
-A copy is started once a batch has been out for longer than a multiple of the usual time, where the
-usual time is a quantile of recent ones for batches of its size (Dean and Barroso, "The tail at scale",
-2013). The first answer wins, the other copy is called back. A budget keeps copies rare, so that a
-cluster which is slow as a whole is not loaded further.
+It serves two levels: single requests to a remote store on a worker, and whole batches on the cluster. A
+copy is started once the first has been out for longer than a multiple of the usual time, where the usual
+time is a quantile of recent ones (Dean and Barroso, "The tail at scale", 2013). The first answer wins,
+the other copy is called back. A budget keeps copies rare, so that a store or a cluster which is slow as a
+whole is not loaded further.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from zarr_dask_stream.errors import UsageError
 
 __all__ = ["Hedge", "Stragglers"]
 
-_MEMORY = 128  # batches that the usual time is taken from
-_ENOUGH = 8  # batches before there is a usual time
+_MEMORY = 128  # recent times that the usual one is taken from
+_ENOUGH = 8  # so many before there is a usual one
+_REFRESH = 16  # it is worked out anew after so many more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Stragglers:
     def __init__(self, hedge: Hedge | None) -> None:
         self._hedge = hedge
         self._per_chunk: deque[float] = deque(maxlen=_MEMORY)
+        self._usual: float | None = None
+        self._news = 0
         self._started = 0
         self._copied = 0
 
@@ -85,8 +89,9 @@ class Stragglers:
         return self._hedge is not None
 
     def observe(self, *, elapsed_s: float, chunks: int) -> None:
-        """Learn from a batch that came back."""
+        """Learn from one that came back."""
         self._per_chunk.append(elapsed_s / max(chunks, 1))
+        self._news += 1
 
     def started(self, chunks: int) -> None:
         """Count chunks that were submitted: the budget is a share of them."""
@@ -96,9 +101,11 @@ class Stragglers:
         """Return how long a batch of so many chunks may be out before a copy is started; inf for ever."""
         if self._hedge is None or len(self._per_chunk) < _ENOUGH:
             return math.inf
-        ordered = sorted(self._per_chunk)
-        usual = ordered[min(int(self._hedge.quantile * len(ordered)), len(ordered) - 1)] * chunks
-        return max(self._hedge.factor * usual, self._hedge.min_s)
+        if self._usual is None or self._news >= min(_REFRESH, len(self._per_chunk)):
+            ordered = sorted(self._per_chunk)
+            self._usual = ordered[min(int(self._hedge.quantile * len(ordered)), len(ordered) - 1)]
+            self._news = 0
+        return max(self._hedge.factor * self._usual * chunks, self._hedge.min_s)
 
     def afford(self, chunks: int) -> bool:
         """Take a copy of so many chunks out of the budget, if it is in there."""
