@@ -53,7 +53,9 @@ def test_the_means_are_those_of_numpy(answer: dict[str, Any], turbidity: np.ndar
     assert answer["report"]["emitted"] == answer["report"]["total"] == 1296
 
 
-@pytest.mark.parametrize(("latitude", "longitude", "month"), [(52.54, 13.42, 1), (-33.87, 151.21, 7), (23.41, 25.72, 8)])
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "month"), [(52.54, 13.42, 1), (-33.87, 151.21, 7), (23.41, 25.72, 8)]
+)
 def test_a_place_on_earth_is_where_pvlib_finds_it(
     answer: dict[str, Any], kept: Path, latitude: float, longitude: float, month: int
 ) -> None:
