@@ -36,7 +36,7 @@ from zarr_dask_stream.engine.events import (
     Tick,
 )
 from zarr_dask_stream.engine.retry import classify
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Fold, Instruction, Notify, Submit, Supervisor
+from zarr_dask_stream.engine.supervisor import Abort, Cancel, Fold, Instruction, Notify, Restart, Submit, Supervisor
 from zarr_dask_stream.engine.window import Item
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.selection import decode_numbers
@@ -143,6 +143,8 @@ class ScriptedExecutor:
         Thread-seconds spent on batches that came back.
     submitted, cancelled : list of int
         Ids of batches.
+    restarted : list of str
+        Workers.
 
     Examples
     --------
@@ -173,6 +175,7 @@ class ScriptedExecutor:
         self.busy_s = 0.0
         self.submitted: list[int] = []
         self.cancelled: list[int] = []
+        self.restarted: list[str] = []
         self._threads = Threads(threads, workers)
         self._value = value
         self._script = {number: deque(outcomes) for number, outcomes in (script or {}).items()}
@@ -209,6 +212,10 @@ class ScriptedExecutor:
         for batch in batches:
             self._busy.pop(batch, None)
         self._dispatch()
+
+    def restart(self, worker: str) -> None:
+        """Note that `worker` was to be restarted."""
+        self.restarted.append(worker)
 
     def wait(self, seconds: float | None) -> list[Input]:
         """Let the time go on to the next completion, for `seconds` at most.
@@ -430,6 +437,8 @@ class Rehearsal:
                 self.executor.submit(instruction.batches)
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
+            elif isinstance(instruction, Restart):
+                self.executor.restart(instruction.worker)
             elif isinstance(instruction, Fold):
                 self.partials.append(instruction.partial)
             elif isinstance(instruction, Abort):
