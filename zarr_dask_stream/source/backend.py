@@ -18,6 +18,8 @@ from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import numpy as np
+
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
 from zarr_dask_stream.source.secret import builtin_error, service_code
 
@@ -29,6 +31,8 @@ T = TypeVar("T")
 CALL_TIMEOUT_S = 120.0
 _FIRST_READ_BYTES = 1 << 16
 _MAX_HINT_BYTES = 1 << 25
+# Files up to this size are read in one call, without asking for their length.
+_SMALL_BYTES = 1 << 18
 # O_NONBLOCK: a FIFO in place of a chunk must not hang the worker. No effect on regular files.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -71,6 +75,10 @@ class ByteStore(ABC):
     @abstractmethod
     def get(self, key: str) -> bytes | None:
         """Return the whole value of `key`, or None where the key is not there."""
+
+    def get_buffer(self, key: str) -> bytes | memoryview | None:
+        """Return a chunk's whole value like `get`, where possible in memory that the caller may write to."""
+        return self.get(key)
 
     @abstractmethod
     def get_range(self, key: str, start: int, stop: int) -> bytes | None:
@@ -138,6 +146,23 @@ class LocalFiles(ByteStore):
             hint = self._hint
             data = os.read(fd, hint)
             return data if len(data) < hint else self._read_rest(fd, data)
+        finally:
+            os.close(fd)
+
+    def get_buffer(self, key: str) -> bytes | memoryview | None:
+        """Return the whole file; a large one in memory that can become the chunk's array as it is."""
+        if self._hint <= _SMALL_BYTES:
+            return self.get(key)
+        fd = self._open(key)
+        if fd is None:
+            return None
+        try:
+            # NumPy's memory is not cleared first, as a bytearray's would be.
+            buffer = memoryview(np.empty(os.fstat(fd).st_size, np.uint8))  # type: ignore[arg-type]  # it is a buffer
+            length = 0
+            while length < len(buffer) and (read := os.readv(fd, [buffer[length:]])):
+                length += read
+            return buffer[:length]
         finally:
             os.close(fd)
 

@@ -98,7 +98,7 @@ def read_chunks(
 
 
 def _read_local(store: ByteStore, finish: Finisher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
-    get, index_of, key_of, read = store.get, finish.grid.index, finish.spec.chunk_key, finish.read
+    get, index_of, key_of, read = store.get_buffer, finish.grid.index, finish.spec.chunk_key, finish.read
     for number in numbers:
         index = index_of(number)
         begin = perf_counter()
