@@ -193,9 +193,11 @@ def test_of_nothing_a_partial_remembers_the_type() -> None:
     assert_identical(got, np.datetime64("NaT", "s"))
 
 
-@pytest.mark.parametrize("on_error", ["skip", "raise"])
+@pytest.mark.parametrize(("on_error", "breaks", "done"), [("skip", (3, 2), 11), ("raise", (2, 1), 7)])
 @pytest.mark.parametrize("name", ["f8", "i8"])
-def test_an_interrupted_reduction_goes_on(tmp_path: Path, name: str, on_error: Literal["skip", "raise"]) -> None:
+def test_an_interrupted_reduction_goes_on(
+    tmp_path: Path, name: str, on_error: Literal["skip", "raise"], breaks: tuple[int, int], done: int
+) -> None:
     data = np.random.default_rng(2).normal(0, 50, (12, 10)).astype(name)
     if name == "i8":
         data[:, 3] = np.iinfo("i8").max
@@ -204,7 +206,7 @@ def test_an_interrupted_reduction_goes_on(tmp_path: Path, name: str, on_error: L
     flag = str(broken)
 
     def stumble(chunk: zds.Chunk) -> Array:
-        if chunk.index == (2, 1) and Path(flag).exists():
+        if chunk.index == breaks and Path(flag).exists():
             raise ValueError("not today")
         return np.asarray(chunk.data)
 
@@ -216,7 +218,7 @@ def test_an_interrupted_reduction_goes_on(tmp_path: Path, name: str, on_error: L
     broken.touch()
     interrupted = stream(tmp_path / "ledger.json")
     if on_error == "skip":
-        assert interrupted.compute()["count"] == data.size - 12
+        assert interrupted.compute()["count"] == data.size - 6
         assert interrupted.report.dead_lettered == 1
     else:
         with pytest.raises(zds.ChunkError, match="not today"):
@@ -224,20 +226,9 @@ def test_an_interrupted_reduction_goes_on(tmp_path: Path, name: str, on_error: L
     broken.unlink()
     resumed = stream(tmp_path / "ledger.json")
     got = resumed.compute()
-    if on_error == "raise":  # nothing changed places, so no rounding did
-        assert_identical(got, expected)
-    else:
-        assert (resumed.report.resumed, resumed.report.emitted) == (11, 1)
-        same_answers(got, expected)
-
-
-def same_answers(got: Any, expected: Any) -> None:
-    if not isinstance(got, dict):
-        same(got, expected)
-        return
-    assert list(got) == list(expected)
-    for name, answer in got.items():
-        same_answers(answer, expected[name])
+    # What is left comes last both times, so that not even a rounding differs.
+    assert resumed.report.resumed == done
+    assert_identical(got, expected)
 
 
 def test_numbers_from_a_map() -> None:
@@ -335,7 +326,50 @@ def test_grouped(stored: tuple[str, Array]) -> None:
 
 
 def test_an_unsuitable_type_names_itself(tmp_path: Path) -> None:
-    zarr.create_array(str(tmp_path / "c.zarr"), shape=(4,), chunks=(2,), dtype="c8")[:] = 1
+    """What a map returns is known only once it has run."""
+    zarr.create_array(str(tmp_path / "c.zarr"), shape=(4,), chunks=(2,), dtype="f4")[:] = 1
+    stream = zds.stream_chunks(str(tmp_path / "c.zarr"), concurrency=1).map(lambda chunk: chunk.data * 1j)
     with pytest.raises(zds.ChunkError, match="complex64") as caught:
-        zds.stream_chunks(str(tmp_path / "c.zarr"), concurrency=1).reduce(zds.reducers.min()).compute()
+        stream.reduce(zds.reducers.min()).compute()
     assert isinstance(caught.value.__cause__, zds.UsageError)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reducer", "message"),
+    [
+        ("S3", reducers.mean(), r"mean\(\) works on .*\|S3"),
+        ("c8", [reducers.count(), reducers.min()], "complex64"),
+        ("c8", {"a": {"b": reducers.var()}}, "complex64"),
+        ("f4", reducers.mean(axis=2), "the data have 2 axes"),
+    ],
+)
+def test_an_unsuitable_array_is_refused_before_it_is_read(
+    tmp_path: Path, dtype: str, reducer: Any, message: str
+) -> None:
+    path = tmp_path / "data.zarr"
+    zarr.create_array(str(path), shape=(4, 2), chunks=(2, 2), dtype=dtype, zarr_format=2)
+    stream = zds.stream_chunks(str(path), concurrency=1, missing="raise")
+    with pytest.raises(zds.UsageError, match=message):
+        stream.reduce(reducer)
+    with pytest.raises(zds.UsageError, match=message):
+        stream.filter(bool).group_by(lambda index: index[0]).reduce(reducer)
+    stream.map(np.mean).reduce(reducer)
+    lookalike: Any = Lookalike()
+    stream.reduce(lookalike)
+    stream.reduce({"any": lookalike})
+
+
+class Lookalike:
+    """Has what a reduction needs, and is no `Reducer`."""
+
+    def create(self) -> int:
+        return 0
+
+    def add(self, partial: int, chunk: zds.Chunk) -> int:
+        return partial + 1
+
+    def merge(self, left: int, right: int) -> int:
+        return left + right
+
+    def finish(self, partial: int) -> int:
+        return partial

@@ -56,7 +56,7 @@ from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.reader import stored_numbers
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, Sieve, parse_region
-from zarr_dask_stream.stages.combine import Fold, Partials, Reducer, as_reducer, merge_partials
+from zarr_dask_stream.stages.combine import Fold, Partials, Reducer, as_reducer, check_data, merge_partials
 from zarr_dask_stream.stages.transform import Filter, Map, Stage, check_function
 from zarr_dask_stream.watch.progress import progress_observer
 from zarr_dask_stream.watch.report import Report
@@ -371,7 +371,10 @@ class ChunkStream:
             raise UsageError("the stream is reduced already")
         if self._options.limit is not None:
             raise UsageError("take(...) hands out items, and a reduction folds them: use region= or where= instead")
-        return ChunkStream(dataclasses.replace(self._options, fold=Fold(as_reducer(reducer), key)))
+        reducer, spec = as_reducer(reducer), self._options.spec
+        if not any(isinstance(stage, Map) for stage in self._options.stages):
+            check_data(reducer, spec.dtype, len(spec.shape))
+        return ChunkStream(dataclasses.replace(self._options, fold=Fold(reducer, key)))
 
     def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream:
         """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``."""

@@ -11,10 +11,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
 
-__all__ = ["Fold", "Reducer", "Together", "as_reducer", "merge_partials"]
+__all__ = ["Fold", "Reducer", "Together", "as_reducer", "check_data", "merge_partials"]
 
 Partials = dict[Hashable, Any]
 
@@ -40,6 +42,12 @@ class Reducer:
     3
     """
 
+    def check(self, dtype: npt.DTypeLike, ndim: int | None = None) -> None:
+        """Raise `UsageError` if data of `dtype` (with `ndim` axes) can't be reduced so; by default all can.
+
+        Asked before anything is read, where no map comes between the array and the reduction.
+        """
+
     def create(self) -> Any:
         """Return an empty partial."""
         raise NotImplementedError(f"{type(self).__name__} must define create()")
@@ -62,6 +70,11 @@ class Together(Reducer):
 
     def __init__(self, reducers: Mapping[str, Reducer]) -> None:
         self.reducers = dict(reducers)
+
+    def check(self, dtype: npt.DTypeLike, ndim: int | None = None) -> None:
+        """Check the data for each reducer."""
+        for reducer in self.reducers.values():
+            check_data(reducer, dtype, ndim)
 
     def create(self) -> dict[str, Any]:
         """Return the empty partials by name."""
@@ -117,6 +130,12 @@ def _together(named: Sequence[tuple[str, Any]]) -> Together:
     if len(reducers) < len(named):
         raise UsageError("two reducers have the same name: give them as a dict, {'low': ..., 'high': ...}")
     return Together(reducers)
+
+
+def check_data(reducer: Reducer, dtype: npt.DTypeLike, ndim: int | None = None) -> None:
+    """Ask a reducer whether it suits the data; what merely looks like a `Reducer` need not know the question."""
+    if isinstance(reducer, Reducer):
+        reducer.check(dtype, ndim)
 
 
 @dataclass(frozen=True, slots=True)
