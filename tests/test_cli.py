@@ -429,6 +429,7 @@ def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     [
         (signal.SIGINT, [], 130),
         (signal.SIGTERM, [], 143),
+        (signal.SIGHUP, [], 143),
         # Starting and ending processes takes long where others are busy too.
         pytest.param(signal.SIGINT, ["--workers", "2"], 130, marks=[pytest.mark.slow, pytest.mark.sample]),
     ],

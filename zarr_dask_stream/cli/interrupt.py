@@ -18,16 +18,18 @@ __all__ = ["Terminated", "cluster", "heed_termination"]
 
 
 class Terminated(BaseException):
-    """SIGTERM as an exception, so that a cluster started here is ended and temporary files go."""
+    """SIGTERM or SIGHUP as an exception, so that a cluster started here is ended and temporary files go."""
 
 
 def heed_termination() -> None:
-    """Raise `Terminated` in the main thread when the process is asked to end."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Raise `Terminated` in the main thread when the process is asked to end, or its terminal is closed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(number, _terminate)
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and the way out must not be cut short
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and the way out must not be cut short
     raise Terminated
 
 
