@@ -67,6 +67,7 @@ _SPLIT = 16  # a suspect batch that lost its worker again comes back in so many 
 _DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
 _RETURNS = 5  # so many times a chunk may come back untried, or its result be lost on the way
 _ZOMBIES = 4  # a worker with so many hanging threads is restarted
+_LOOK_S = 0.02  # stragglers are looked for at most so often
 _RETRY_GROUP = 64  # chunks whose retries fall due together share a task, up to so many
 
 
@@ -234,6 +235,8 @@ class Supervisor:
         self.throttle = throttle or Throttle(None, chunk_nbytes)
         self._breaker = Breaker(policy.breaker)
         self._stragglers = Stragglers(hedge)
+        self._look_every_s = max(_LOOK_S, 0.0 if hedge is None else hedge.min_s)
+        self._look_at = -math.inf
         self._twins: dict[int, int] = {}
         self._restarted: set[str] = set()
         self._workers_spent = 0
@@ -283,7 +286,8 @@ class Supervisor:
         due = self._waiting[0].due if self._waiting else math.inf
         if self._held_until is not None:
             due = self._held_until
-        due = min(due, self._straggler_due())
+        if self._stragglers.on and self._running:
+            due = min(due, self._look_at)
         return None if math.isinf(due) else due
 
     def take(self) -> Item | None:
@@ -582,17 +586,25 @@ class Supervisor:
             return math.inf
         return self._stragglers.patience(chunks=batch.count)
 
-    def _straggler_due(self) -> float:
-        """Time at which the first batch turns into a straggler."""
-        if not self._stragglers.on:
-            return math.inf
-        return min((r.since + self._patience(r.batch) for r in self._running.values()), default=math.inf)
+    def _find_stragglers(self, now: float) -> list[Batch]:
+        """Look through what is out, now and then: with thousands of batches, each look has its price."""
+        if not self._stragglers.on or now < self._look_at:
+            return []
+        late: list[Batch] = []
+        first = math.inf
+        for running in self._running.values():
+            due = running.since + self._patience(running.batch)
+            if due <= now:
+                late.append(running.batch)
+            else:
+                first = min(first, due)
+        pause = self._look_every_s
+        self._look_at = min(now + pause, max(first, now + pause / 4))
+        return late
 
     def _submit_copies(self, now: float, out: list[Instruction]) -> None:
-        if not self._stragglers.on:
-            return
         batches: list[Batch] = []
-        late = [r.batch for r in self._running.values() if now >= r.since + self._patience(r.batch)]
+        late = self._find_stragglers(now)
         for batch in late:
             if not self._stragglers.afford(batch.count):
                 self._twins[batch.id] = batch.id  # asked once; it has to do without
