@@ -111,7 +111,15 @@ def _strip(ax: Axes, row: Json) -> None:
         colour = _LIMIT if name == "limit" else _STREAM if _is_stream(name) else _PEER
         ax.plot([min(share), max(share)], [place, place], color=colour, linewidth=1.5, solid_capstyle="round")
         ax.plot([middle], [place], "o", color=colour, markersize=5)
-        ax.annotate(f"{middle:.2g}", (max(share), place), (6, 0), textcoords="offset points", va="center", color=colour)
+        ax.annotate(
+            f"{middle:.2g}",
+            (max(share), place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     ax.axvline(1, color="#999999", linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     ax.set_ylim(len(names) - 0.4, -0.6)
