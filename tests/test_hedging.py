@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,3 +100,14 @@ def test_budget_is_a_share_of_what_was_started() -> None:
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(zds.UsageError, match="Hedge"):
         Hedge(**options)
+
+
+def test_an_abandoned_read_ends_by_itself(slow: str, leak_check: Any) -> None:
+    """Leaving a stream whose store hangs leaves no thread waiting for the answer."""
+    SlowOnce.hangs = tuple(str(n) for n in range(60))
+    stream = zds.stream_chunks(slow, timeout=25)
+    timer = threading.Timer(1.0, stream.close)
+    timer.start()
+    assert list(stream) == []
+    timer.join()
+    assert stream.report.cancelled == 60

@@ -116,6 +116,7 @@ class _Run:
             timeout=work.timeout,
             concurrency=work.fetches,
             hedge=work.hedge,
+            stopped=lambda: self.abandoned,
         )
         settle = self._settle
         stats = self.result.stats

@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
 from types import TracebackType
@@ -28,7 +28,7 @@ __all__ = ["Answer", "Fetcher", "Limit", "Request", "coalesce"]
 #: Encoded bytes that may be on their way or waiting, at most; one request always passes.
 MAX_AHEAD_BYTES = 1 << 28
 _CLOSE_S = 5.0
-_POLL_S = 1.0
+_POLL_S = 0.25
 # Below this a longer answer says more about this host than about the store.
 _SHORT_S = 0.005
 # An answer this many times slower than the fastest still did not wait for others / surely did.
@@ -112,6 +112,8 @@ class Fetcher:
         Seconds for one request.
     stragglers : Stragglers, optional
         When to send a request a second time; never by default.
+    stopped : callable, optional
+        Asked now and then while nothing arrives; True ends the wait.
     """
 
     def __init__(
@@ -121,9 +123,11 @@ class Fetcher:
         *,
         timeout: float | None,
         stragglers: Stragglers | None = None,
+        stopped: Callable[[], bool] | None = None,
     ) -> None:
         self._store, self._limit, self._timeout = store, limit, timeout
         self._stragglers = stragglers or Stragglers(None)
+        self._stopped = stopped
         self._loop = store.loop
         self._pending: deque[Request] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,13 +152,15 @@ class Fetcher:
             self.outstanding_bytes += sum(request.cost_bytes for request in lot)
             self._loop.call_soon_threadsafe(self._accept, lot)
 
-    def next(self) -> Answer:
-        """Wait for the next answer."""
+    def next(self) -> Answer | None:
+        """Wait for the next answer; None where the wait was ended instead."""
         while True:
             try:
                 answer = self._answers.get(timeout=_POLL_S)
                 break
             except queue.Empty:
+                if self._stopped is not None and self._stopped():
+                    return None
                 if not self._loop.is_running():
                     raise StoreError(f"the thread that reads {self._store.url} has stopped") from None
         self.outstanding -= 1

@@ -7,7 +7,7 @@ the process's I/O loop while the calling thread decodes what has arrived.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from time import perf_counter
 
 from zarr_dask_stream.errors import CorruptChunkError, StoreError
@@ -39,6 +39,7 @@ def read_chunks(
     timeout: float | None = 60.0,
     concurrency: int | None = None,
     hedge: Hedge | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> Generator[ChunkRead, None, None]:
     """Read chunks, each failure kept to its own chunk.
 
@@ -59,6 +60,8 @@ def read_chunks(
         latency that is measured.
     hedge : Hedge, optional
         When to send a request to a remote store a second time.
+    stopped : callable, optional
+        Asked now and then while a remote store is waited for: True ends the reading, as nobody wants the rest.
 
     Yields
     ------
@@ -86,7 +89,7 @@ def read_chunks(
     if isinstance(store, RemoteBytes):
         reader = _read_remote_shards if spec.shards is not None else _read_remote
         limit, stragglers = _limit(spec, concurrency), _stragglers(spec, hedge)
-        with Fetcher(store, limit, timeout=timeout, stragglers=stragglers) as fetcher:
+        with Fetcher(store, limit, timeout=timeout, stragglers=stragglers, stopped=stopped) as fetcher:
             yield from reader(finish, fetcher, numbers)
     elif spec.shards is not None:
         yield from _read_local_shards(store, finish, numbers)
@@ -141,6 +144,8 @@ def _read_remote(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> 
         if not fetcher.outstanding:
             return
         answer = fetcher.next()
+        if answer is None:
+            return
         number, index = answer.request.tag
         if answer.error is not None:
             read = finish.failed(number, answer.error, answer.seconds)
@@ -158,6 +163,8 @@ def _read_remote_shards(finish: Finisher, fetcher: Fetcher, numbers: Iterable[in
         yield from plan.settled()
         if fetcher.outstanding:
             answer = fetcher.next()
+            if answer is None:
+                return
             for read in plan.take(answer):
                 read.hedged = answer.hedged
                 yield read
