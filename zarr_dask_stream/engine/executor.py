@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import time
 import uuid
@@ -201,6 +202,20 @@ def _unpack(payload: bytes) -> Work:
     return work
 
 
+def _by_name(function: str) -> Callable[..., Any]:
+    """Return a function that finds one of this module only when it is called.
+
+    It travels by value: a worker that can't unpack a task for want of a package dies of it, and the next
+    one too. This one can be unpacked everywhere, on the scheduler as well, and fails politely.
+    """
+    module = __name__
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*args)
+
+    return call
+
+
 def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> Any:
     """Run one batch as a Dask task; the only thing of ours that Dask ever calls."""
     here = _version()
@@ -246,11 +261,6 @@ def _unpack_inputs(inputs: list[Input | _Arrived]) -> list[Input]:
     return unpacked
 
 
-def _same(payload: bytes) -> bytes:
-    """Hold the description of the work in the workers' memory, for tasks to refer to."""
-    return payload
-
-
 @functools.cache
 def _version() -> str:
     try:
@@ -275,7 +285,7 @@ def delayed_chunks(work: Work, plan: ChunkPlan) -> Iterable[Any]:
     """Yield one ``dask.delayed`` for each planned chunk, for people who compose their own graphs."""
     payload = _pack_work(work)
     token = hashlib.blake2b(payload, digest_size=8).hexdigest()
-    read = delayed(_read_one, pure=False)
+    read = delayed(_by_name("_read_one"), pure=False)
     for number in plan:
         index = "-".join(map(str, plan.grid.index(number))) or "0"
         yield read(payload, number, dask_key_name=f"zds-chunk-{token}-{index}")
@@ -481,7 +491,7 @@ class DaskExecutor:
         self._bound: dict[str, int] = {}
         self._farewells: deque[asyncio.Task[None]] = deque(maxlen=64)
         self._run = uuid.uuid4().hex[:8]
-        self._task = delayed(_run_on_worker, pure=False)
+        self._task = delayed(_by_name("_run_on_worker"), pure=False)
         self._futures: dict[int, distributed.Future[Any]] = {}
         self._batch_of: dict[str, int] = {}
         self._completed = distributed.as_completed(loop=client.loop)
@@ -561,7 +571,7 @@ class DaskExecutor:
             return self._payload
         if self._shared is None or self._shared.status not in ("pending", "finished"):
             key = f"zds-work-{self._run}-{uuid.uuid4().hex[:8]}"
-            held = delayed(_same, pure=False)(self._payload, dask_key_name=key)
+            held = delayed(bytes, pure=False)(self._payload, dask_key_name=key)
             # Dask would warn of its size and advise to do what is done here.
             with dask.config.set({"distributed.admin.large-graph-warning-threshold": 4 * len(self._payload)}):
                 self._shared = self._client.compute(held, optimize_graph=False, fifo_timeout="0s")
@@ -745,8 +755,8 @@ class DaskExecutor:
             raise error
         if _lacks_package(error):
             raise ClusterError(
-                "zarr_dask_stream is not installed on the workers or the scheduler. Install it in their environment "
-                "(pip install zarr-dask-stream on each host or in the image), or let Dask do it: "
+                "zarr_dask_stream is not installed on the workers. Install it in their environment (pip install "
+                "zarr-dask-stream on each host or in the image), or let Dask do it: "
                 "client.register_plugin(distributed.PipInstall(['zarr-dask-stream']))"
             ) from error
         raise ClusterError(
