@@ -449,6 +449,7 @@ def test_fetcher_bounds_bytes(plain: ArraySpec) -> None:
         fetcher.submit([Request(0, "c/0/0", cost_bytes=1 << 40)])
         assert fetcher.room == 0
         answer = fetcher.next()
+        assert answer is not None
         assert answer.data
         assert fetcher.room == 16
 

@@ -626,13 +626,15 @@ class _Run:
     # -- carrying out instructions --------------------------------------------------------------------
 
     def _do(self, instructions: list[Instruction]) -> None:
+        failure: BaseException | None = None
         for instruction in instructions:
             if isinstance(instruction, Notify):
                 self._tell(instruction.notice)
-                if isinstance(instruction.notice, ChunkDeadLettered):
-                    self._dead(instruction.notice.letter)
+                if isinstance(instruction.notice, ChunkDeadLettered) and failure is None:
+                    failure = self._dead(instruction.notice.letter)
             elif isinstance(instruction, Submit):
-                self.executor.submit(instruction.batches)
+                if failure is None:
+                    self.executor.submit(instruction.batches)
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
             elif isinstance(instruction, FoldIn):
@@ -641,20 +643,28 @@ class _Run:
             elif isinstance(instruction, Restart):
                 self.executor.restart(instruction.worker)
             elif isinstance(instruction, Abort):
-                raise instruction.error
+                failure = failure or instruction.error
+        if failure is not None:
+            raise failure  # at the end: what happened beside it is told and counted first
 
-    def _dead(self, letter: DeadLetter) -> None:
-        """Do with a chunk that was given up what the caller asked for."""
+    def _dead(self, letter: DeadLetter) -> BaseException | None:
+        """Do with a chunk that was given up what the caller asked for; return what is to be raised."""
         if callable(self._options.on_error):
-            self._options.on_error(letter)
+            try:
+                self._options.on_error(letter)
+            except BaseException as error:  # noqa: BLE001  # the caller's own way to stop the stream
+                return error
         elif self._options.on_error == "raise":
             tries = "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts"
-            raise ChunkError(
+            failure = ChunkError(
                 f"chunk {letter.index} of {self._options.spec.store.url} failed after {tries}: "
                 f'{letter.error_type}: {letter.message} ({letter.reason}). on_error="skip" goes on without it',
                 index=letter.index,
                 attempts=letter.attempts,
-            ) from letter.error
+            )
+            failure.__cause__ = letter.error
+            return failure
+        return None
 
     # -- the ledger ---------------------------------------------------------------------------------
 

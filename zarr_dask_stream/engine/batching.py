@@ -18,6 +18,8 @@ from zarr_dask_stream.source.selection import Sieve
 __all__ = ["BatchLimits", "Batcher", "Cutter"]
 
 _TASK_COST_S = 0.0025  # what one task costs the client and the scheduler
+_PATIENCE = 16  # pieces to walk in vain for the rest of a batch, once something was found
+_FURTHEST = 8192  # pieces of a plan to count when a run is left early
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,15 @@ class BatchLimits:
         Most bytes of results to travel in one message.
     growth : int
         A batch is at most so many times the one it was measured on.
+    least_s : float
+        The last batches are shared out evenly, but not into batches shorter than this.
     """
 
     target_s: float = 0.25
     chunks: int = 8192
     result_bytes: int = 32 * 2**20
-    growth: int = 8
+    growth: int = 32
+    least_s: float = 0.02
 
 
 class Batcher:
@@ -53,7 +58,7 @@ class Batcher:
     1
     >>> batcher.observe(1, BatchStats(wall_s=0.001, bytes_result=8))
     >>> batcher.size(capacity=4096, remaining=10**6, threads=4)
-    8
+    32
     """
 
     def __init__(self, limits: BatchLimits) -> None:
@@ -95,7 +100,8 @@ class Batcher:
         if self._result_bytes:
             size = min(size, int(self._limits.result_bytes / self._result_bytes))
         if remaining is not None:
-            size = min(size, -(-remaining // (2 * threads)))
+            least = int(self._limits.least_s / self._cost_s) if self._cost_s else 1
+            size = min(size, max(-(-remaining // (2 * threads)), least))
         return max(size, 1)
 
 
@@ -125,9 +131,21 @@ class Cutter:
         return False
 
     def cut(self, count: int) -> tuple[range, ...]:
-        """Return the next `count` numbers, or as many as are left."""
+        """Return the next `count` numbers, or as many as are left; fewer where they lie far apart.
+
+        A predicate that refuses nearly everything is walked in empty runs: what was found must not wait
+        until a batch is full.
+        """
         ranges: list[range] = []
-        while count > 0 and not self.exhausted:
+        empty = 0
+        while count > 0 and empty < _PATIENCE:
+            if not self._head:
+                following = next(self._runs, None)
+                if following is None:
+                    break
+                self._head = following
+                empty = 0 if following or not ranges else empty + 1
+                continue
             piece = self._head[:count]
             self._head = self._head[len(piece) :]
             count -= len(piece)
@@ -139,10 +157,14 @@ class Cutter:
         return 0 if self._sieve is None else self._sieve.take_absent()
 
     def rest(self) -> int:
-        """Walk to the end and return how many numbers were left."""
+        """Walk on and return how many numbers were left; a predicate is asked two million times at most."""
         left = len(self._head)
         self._head = range(0)
+        pieces = 0
         with contextlib.suppress(UsageError):  # a `where` that raises there is no longer of interest
             for run in self._runs:
                 left += len(run)
+                pieces += not run
+                if pieces > _FURTHEST:
+                    break
         return left

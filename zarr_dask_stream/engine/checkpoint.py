@@ -86,6 +86,8 @@ class Completed:
     def missing_from(self, runs: Iterable[range]) -> Iterator[range]:
         """Walk runs of planned numbers and leave out what is done."""
         for run in runs:
+            if not run:
+                yield run
             for at in range(0, len(run), _PIECE):
                 piece = run[at : at + _PIECE]
                 numbers = np.arange(piece.start, piece.stop, piece.step, dtype=np.int64)

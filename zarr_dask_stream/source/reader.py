@@ -107,7 +107,7 @@ def _read_local(store: ByteStore, finish: Finisher, numbers: Iterable[int]) -> I
         begin = perf_counter()
         try:
             raw = get(key_of(index))
-        except (OSError, StoreError) as error:
+        except Exception as error:  # noqa: BLE001  # a mapping of the user's may raise anything
             yield finish.failed(number, error, perf_counter() - begin)
             continue
         yield read(number, index, raw, perf_counter() - begin)

@@ -169,7 +169,10 @@ class Sieve:
 
     def __iter__(self) -> Iterator[range]:
         for run in self._runs:
-            low, high = np.searchsorted(self._stored, (run.start, run[-1] + 1)) if run else (0, 0)
+            if not run:
+                yield run
+                continue
+            low, high = np.searchsorted(self._stored, (run.start, run[-1] + 1))
             present = self._stored[low:high]
             if run.step != 1:
                 present = present[(present - run.start) % run.step == 0]
@@ -248,7 +251,7 @@ class ChunkPlan:
         return decode_numbers(self.runs())
 
     def runs(self, *, by_shard: bool = False) -> Iterator[range]:
-        """Walk the planned numbers as ranges, lazily.
+        """Walk the planned numbers as ranges, lazily; under a predicate some of them are empty.
 
         Parameters
         ----------
@@ -270,6 +273,7 @@ class ChunkPlan:
                 for row in rows:
                     # In short pieces: the first item of a long row must not wait for its last.
                     for at in range(0, len(row), _PIECE):
+                        yield range(0)  # each piece begins with an empty run: who walks can count and stop
                         yield from _pack(n for n in row[at : at + _PIECE] if self._wants(n))
 
     def _shard_boxes(self) -> Iterator[tuple[Index, Index]]:
