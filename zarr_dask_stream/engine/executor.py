@@ -457,6 +457,8 @@ class _Obituaries:
                 client.subscribe_topic("all", known.earlier)
             else:
                 client.unsubscribe_topic("all")
+                # Dask leaves the handler in place, and the next one would take it for the user's.
+                client._event_handlers.pop("all", None)  # noqa: SLF001  # there is no public way
 
     def _hear(self, event: tuple[float, Any]) -> Any:
         message = event[1]
