@@ -50,7 +50,7 @@ class LeakCheck:
         """Name everything that is left at this moment."""
         looks: list[Callable[[], list[str]]] = [self._threads_left, self._children_left, self._files_left]
         return [finding for look in looks for finding in look()] + [
-            finding for client in self._clients for finding in _keys_left(client)
+            finding for client in self._clients for finding in keys_left(client)
         ]
 
     def _threads_left(self) -> list[str]:
@@ -79,7 +79,8 @@ def _is_helper(process: psutil.Process) -> bool:
         return True
 
 
-def _keys_left(client: Client) -> list[str]:
+def keys_left(client: Client) -> list[str]:
+    """Name the futures of `client` and the keys on its scheduler; a client that is closed has none."""
     if client.status != "running":
         return []
     futures = [f"future {key}" for key in client.futures]
