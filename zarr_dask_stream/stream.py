@@ -67,6 +67,9 @@ logger = logging.getLogger("zarr_dask_stream")
 
 OnError = Literal["raise", "skip"] | Callable[[DeadLetter], Any]
 Progress = bool | Callable[[int, int], Any]
+_LOCAL_KINDS = ("local", "zip", "memory")
+_LOCAL_TASK_S = 0.25
+_REMOTE_TASK_S = 1.0
 _IDLE_S = 1.0  # the loop looks up at least so often, to see whether it was told to stop
 
 
@@ -89,6 +92,7 @@ class _Options:
     fold: Fold | None = None
     limit: int | None = None
     rate_limit: RateLimit | None = None
+    requests: int | None = None
     hedge: Hedge | None = None
     checkpoint: Checkpoint | None = None
 
@@ -112,6 +116,7 @@ def stream_chunks(
     ordered: bool = True,
     concurrency: int | None = None,
     max_bytes: int | str = "10%",
+    requests: int | None = None,
     retry: RetryPolicy | None = None,
     timeout: float | None = 60.0,
     hedge: Hedge | None = None,
@@ -154,6 +159,9 @@ def stream_chunks(
     max_bytes : int or str
         Decoded bytes in flight, a hard bound: bytes, "512 MiB", or a share of this host's memory.
         One chunk larger than the bound passes alone.
+    requests : int, optional
+        Requests that each task keeps in flight on a remote store. By default adapted to the latency that
+        is measured. Local stores are read one chunk after the other by each task.
     retry : RetryPolicy, optional
         How often, how soon and after which errors a chunk is tried again.
     timeout : float or None
@@ -199,31 +207,20 @@ def stream_chunks(
     >>> stream.report
     Report(done: 4/4 emitted, 0 filtered, 0 missing, 0 dead, 0 cancelled, 0 retries, ... s)
     """
-    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int)):
-        raise UsageError(f"concurrency is a number of chunks or None, got {concurrency!r}")
-    if missing not in ("fill", "skip", "raise"):
-        raise UsageError(f'missing must be "fill", "skip" or "raise", got {missing!r}')
-    if not isinstance(ordered, bool):
-        raise UsageError(f"ordered must be True or False, got {ordered!r}")
-    if retry is not None and not isinstance(retry, RetryPolicy):
-        raise UsageError(f"retry must be a RetryPolicy, got {type(retry).__name__}: {retry!r}")
+    _check_count("concurrency", "chunks", concurrency)
+    _check_count("requests", "requests", requests)
+    _check_choices(missing, ordered, progress, on_error)
+    _check_kind("retry", RetryPolicy, retry)
+    _check_kind("rate_limit", RateLimit, rate_limit)
+    _check_kind("hedge", Hedge, hedge)
     _check_timeout(timeout)
-    if not callable(on_error) and on_error not in ("raise", "skip"):
-        raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
     if callable(on_error):
         check_function(on_error, "on_error", "a DeadLetter")
     if where is not None:
         check_function(where, "where", "the grid index")
-    if not callable(progress) and not isinstance(progress, bool):
-        raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
-    if rate_limit is not None and not isinstance(rate_limit, RateLimit):
-        raise UsageError(f"rate_limit must be a RateLimit, got {rate_limit!r}")
-    if hedge is not None and not isinstance(hedge, Hedge):
-        raise UsageError(f"hedge must be a Hedge, got {hedge!r}")
     check_client(client)
     ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    if ledger is not None and not isinstance(ledger, Checkpoint):
-        raise UsageError(f"checkpoint must be a URL, a path or a Checkpoint, got {checkpoint!r}")
+    _check_kind("checkpoint", Checkpoint, ledger)
     limits = WindowLimits(chunks=concurrency, nbytes=memory_budget(max_bytes))
     observers = _check_callbacks(callbacks)
     spec = open_array(array, path=path, storage_options=storage_options)
@@ -242,10 +239,32 @@ def stream_chunks(
             callbacks=observers,
             client=client,
             rate_limit=rate_limit,
+            requests=requests,
             hedge=hedge,
             checkpoint=ledger,
         )
     )
+
+
+def _check_count(name: str, of: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UsageError(f"{name} is a number of {of}, at least one, or None, got {value!r}")
+
+
+def _check_kind(name: str, kind: type, value: Any) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: {value!r}")
+
+
+def _check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> None:
+    if missing not in ("fill", "skip", "raise"):
+        raise UsageError(f'missing must be "fill", "skip" or "raise", got {missing!r}')
+    if not isinstance(ordered, bool):
+        raise UsageError(f"ordered must be True or False, got {ordered!r}")
+    if not callable(progress) and not isinstance(progress, bool):
+        raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
+    if not callable(on_error) and on_error not in ("raise", "skip"):
+        raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
 
 
 def _check_timeout(timeout: Any) -> None:
@@ -512,6 +531,7 @@ class ChunkStream:
             box=o.plan.box,
             missing=o.missing,
             timeout=o.timeout,
+            fetches=o.requests,
             hedge=o.hedge,
             stages=o.stages,
             fold=o.fold,
@@ -566,7 +586,8 @@ class _Run:
             o.plan,
             Cutter(runs),
             Window(o.limits),
-            Batcher(BatchLimits()),
+            # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
+            Batcher(BatchLimits(target_s=_LOCAL_TASK_S if o.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S)),
             o.retry,
             chunk_nbytes=o.spec.chunk_nbytes,
             total=total,
