@@ -6,6 +6,8 @@ the first is the failure of the chunk it belongs to, and the second ends the str
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import pickle
 from typing import Any
 
@@ -28,15 +30,18 @@ class Parcel:
         The pickle.
     buffers : list
         Memory of arrays, not copied on packing.
+    errors : list of bytes
+        The exceptions of failed chunks, each packed for itself: one whose class only the worker knows
+        loses its class on the way home, and costs nothing else.
     """
 
-    __slots__ = ("buffers", "data")
+    __slots__ = ("buffers", "data", "errors")
 
-    def __init__(self, data: bytes, buffers: list[Any]) -> None:
-        self.data, self.buffers = data, buffers
+    def __init__(self, data: bytes, buffers: list[Any], errors: list[bytes] | None = None) -> None:
+        self.data, self.buffers, self.errors = data, buffers, errors or []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Parcel, (self.data, self.buffers)
+        return Parcel, (self.data, self.buffers, self.errors)
 
     def __sizeof__(self) -> int:
         # What a cluster takes for the memory it needs on the worker.
@@ -54,11 +59,14 @@ def pack_result(result: BatchResult) -> Parcel:
     >>> result.numbers, result.values, result.failures[0].number, result.failures[0].message
     ([3], ['good'], 4, "its result can't be sent to the client: cannot pickle '_thread.lock' object")
     """
+    errors = _take_errors_out(result)
     try:
-        return _dumps(result)
+        parcel = _dumps(result)
     except Exception:  # noqa: BLE001  # a user's object may refuse in any way
         _leave_out_what_refuses(result)
-        return _dumps(result)
+        parcel = _dumps(result)
+    parcel.errors = errors
+    return parcel
 
 
 def unpack_result(parcel: Parcel) -> BatchResult:
@@ -77,7 +85,22 @@ def unpack_result(parcel: Parcel) -> BatchResult:
             "return arrays, numbers and other plain data, or objects whose module can be imported here"
         ) from error
     assert isinstance(result, BatchResult)
+    for at, packed in enumerate(parcel.errors):
+        with contextlib.suppress(Exception):  # the failure's own words are still there
+            carried = pickle.loads(packed)  # noqa: S301  # as above
+            result.failures[at] = dataclasses.replace(result.failures[at], error=carried)
     return result
+
+
+def _take_errors_out(result: BatchResult) -> list[bytes]:
+    errors = []
+    for at, failure in enumerate(result.failures):
+        try:
+            errors.append(cloudpickle.dumps(failure.error, _PROTOCOL))
+        except Exception:  # noqa: BLE001  # a user's exception may refuse in any way
+            errors.append(cloudpickle.dumps(None, _PROTOCOL))
+        result.failures[at] = dataclasses.replace(failure, error=None)
+    return errors
 
 
 def _dumps(value: Any) -> Parcel:
