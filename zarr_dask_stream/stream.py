@@ -1,107 +1,51 @@
-"""The façade: options become a plan, a machine and an executor; here is the only loop and the only clock.
+"""The façade: `stream_chunks` checks everything and reads only metadata; the `ChunkStream` it returns is lazy.
 
-`stream_chunks` checks everything and reads only metadata. The `ChunkStream` it returns is lazy:
-each iteration is a new run, which asks the `Supervisor` what to do, has an `Executor` do it, and
-hands out what comes back.
+Each iteration is a new `Run`, driven here from a blocking executor or from an event loop.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import random
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-import numpy as np
-
-from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
-from zarr_dask_stream.engine.checkpoint import Checkpoint, Ledger, encode_value, fingerprint, identity
+from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import (
-    Callback,
-    ChunkDeadLettered,
-    ChunksEmitted,
-    ChunksFiltered,
-    ChunksSkipped,
-    ClusterChanged,
-    DeadLetter,
     Input,
-    Notice,
-    RunStarted,
-    Threads,
-    Tick,
 )
 from zarr_dask_stream.engine.executor import (
-    Executor,
-    SerialExecutor,
     check_client,
-    choose_executor,
     delayed_chunks,
     memory_budget,
 )
 from zarr_dask_stream.engine.retry import RetryPolicy
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Restart, Submit, Supervisor
-from zarr_dask_stream.engine.supervisor import Fold as FoldIn
 from zarr_dask_stream.engine.task import Work
-from zarr_dask_stream.engine.throttle import RateLimit, Throttle
-from zarr_dask_stream.engine.window import Window, WindowLimits
-from zarr_dask_stream.errors import ChunkError, StoreError, UsageError
+from zarr_dask_stream.engine.throttle import RateLimit
+from zarr_dask_stream.engine.window import WindowLimits
+from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.options import (
+    OnError,
+    Options,
+    Progress,
+    check_callbacks,
+    check_choices,
+    check_count,
+    check_kind,
+    check_timeout,
+)
+from zarr_dask_stream.run import Run, Wait
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.hedging import Hedge
-from zarr_dask_stream.source.reader import stored_numbers
-from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, Sieve, parse_region
-from zarr_dask_stream.stages.combine import Fold, Partials, Reducer, as_reducer, check_data, merge_partials
-from zarr_dask_stream.stages.transform import Filter, Map, Stage, check_function
-from zarr_dask_stream.watch.progress import progress_observer
+from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
+from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
+from zarr_dask_stream.stages.transform import Filter, Map, check_function
 from zarr_dask_stream.watch.report import Report
 
 __all__ = ["ChunkStream", "stream_chunks"]
-
-logger = logging.getLogger("zarr_dask_stream")
-
-OnError = Literal["raise", "skip"] | Callable[[DeadLetter], Any]
-Progress = bool | Callable[[int, int], Any]
-_LOCAL_KINDS = ("local", "zip", "memory")
-_LOCAL_TASK_S = 0.25
-_REMOTE_TASK_S = 1.0
-_IDLE_S = 1.0  # the loop looks up at least so often, to see whether it was told to stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Options:
-    """Everything that was asked for, checked; a stream is this and nothing else."""
-
-    spec: ArraySpec
-    plan: ChunkPlan
-    missing: Missing
-    ordered: bool
-    limits: WindowLimits
-    retry: RetryPolicy
-    timeout: float | None
-    on_error: OnError
-    progress: Progress
-    callbacks: tuple[Any, ...]
-    client: Any
-    stages: tuple[Stage, ...] = ()
-    fold: Fold | None = None
-    limit: int | None = None
-    rate_limit: RateLimit | None = None
-    requests: int | None = None
-    hedge: Hedge | None = None
-    checkpoint: Checkpoint | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """What the loop asks its driver for: inputs, within so many seconds."""
-
-    seconds: float
 
 
 def stream_chunks(
@@ -207,26 +151,26 @@ def stream_chunks(
     >>> stream.report
     Report(done: 4/4 emitted, 0 filtered, 0 missing, 0 dead, 0 cancelled, 0 retries, ... s)
     """
-    _check_count("concurrency", "chunks", concurrency)
-    _check_count("requests", "requests", requests)
-    _check_choices(missing, ordered, progress, on_error)
-    _check_kind("retry", RetryPolicy, retry)
-    _check_kind("rate_limit", RateLimit, rate_limit)
-    _check_kind("hedge", Hedge, hedge)
-    _check_timeout(timeout)
+    check_count("concurrency", "chunks", concurrency)
+    check_count("requests", "requests", requests)
+    check_choices(missing, ordered, progress, on_error)
+    check_kind("retry", RetryPolicy, retry)
+    check_kind("rate_limit", RateLimit, rate_limit)
+    check_kind("hedge", Hedge, hedge)
+    check_timeout(timeout)
     if callable(on_error):
         check_function(on_error, "on_error", "a DeadLetter")
     if where is not None:
         check_function(where, "where", "the grid index")
     check_client(client)
     ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    _check_kind("checkpoint", Checkpoint, ledger)
+    check_kind("checkpoint", Checkpoint, ledger)
     limits = WindowLimits(chunks=concurrency, nbytes=memory_budget(max_bytes))
-    observers = _check_callbacks(callbacks)
+    observers = check_callbacks(callbacks)
     spec = open_array(array, path=path, storage_options=storage_options)
     plan = ChunkPlan(spec.grid, parse_region(region, spec.shape), where)
     return ChunkStream(
-        _Options(
+        Options(
             spec=spec,
             plan=plan,
             missing=missing,
@@ -246,47 +190,6 @@ def stream_chunks(
     )
 
 
-def _check_count(name: str, of: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UsageError(f"{name} is a number of {of}, at least one, or None, got {value!r}")
-
-
-def _check_kind(name: str, kind: type, value: Any) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: {value!r}")
-
-
-def _check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> None:
-    if missing not in ("fill", "skip", "raise"):
-        raise UsageError(f'missing must be "fill", "skip" or "raise", got {missing!r}')
-    if not isinstance(ordered, bool):
-        raise UsageError(f"ordered must be True or False, got {ordered!r}")
-    if not callable(progress) and not isinstance(progress, bool):
-        raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
-    if not callable(on_error) and on_error not in ("raise", "skip"):
-        raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
-
-
-def _check_timeout(timeout: Any) -> None:
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise UsageError(f"timeout is seconds greater than 0, or None, got {timeout!r}")
-
-
-def _check_callbacks(callbacks: Any) -> tuple[Any, ...]:
-    if callable(callbacks) or isinstance(callbacks, Callback):
-        return (callbacks,)
-    try:
-        observers = tuple(callbacks)
-    except TypeError:
-        raise UsageError(f"callbacks must be a list of observers, got {callbacks!r}") from None
-    for observer in observers:
-        if not isinstance(observer, Callback) and not callable(observer):
-            raise UsageError(f"a callback is a zds.Callback or a function of an event, got {observer!r}")
-    return observers
-
-
 class ChunkStream:
     """The chunks of an array as a lazy stream; made by `stream_chunks`.
 
@@ -304,10 +207,10 @@ class ChunkStream:
     [[7, 7], [7, 7]]
     """
 
-    def __init__(self, options: _Options) -> None:
+    def __init__(self, options: Options) -> None:
         self._options = options
         self._report = Report(outcome="not started")
-        self._runs: weakref.WeakSet[_Run] = weakref.WeakSet()
+        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
     # -- what it is ---------------------------------------------------------------------------------
 
@@ -386,7 +289,7 @@ class ChunkStream:
             ``.data`` the answer. `compute` is the short way to it.
         """
         key = self._options.fold.key if self._options.fold is not None else None
-        if self._options.fold is not None and not isinstance(self._options.fold.reducer, _Ungrouped):
+        if self._options.fold is not None and not isinstance(self._options.fold.reducer, Ungrouped):
             raise UsageError("the stream is reduced already")
         if self._options.limit is not None:
             raise UsageError("take(...) hands out items, and a reduction folds them: use region= or where= instead")
@@ -398,7 +301,7 @@ class ChunkStream:
     def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream:
         """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``."""
         check_function(key, "group_by", "the grid index")
-        return self._with(fold=Fold(_Ungrouped(), key))
+        return self._with(fold=Fold(Ungrouped(), key))
 
     # -- ways to run it -----------------------------------------------------------------------------
 
@@ -415,7 +318,7 @@ class ChunkStream:
                     step = steps.send(reply)
                 except StopIteration:
                     break
-                if isinstance(step, _Wait):
+                if isinstance(step, Wait):
                     reply = await run.executor.wait_async(step.seconds)
                 else:
                     reply = None
@@ -494,13 +397,13 @@ class ChunkStream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _new_run(self, *, deliver: bool) -> _Run:
-        run = _Run(self._options, self._work(discard=not deliver), deliver=deliver)
+    def _new_run(self, *, deliver: bool) -> Run:
+        run = Run(self._options, self._work(discard=not deliver), deliver=deliver)
         self._report = run.report
         self._runs.add(run)
         return run
 
-    def _drive(self, run: _Run) -> Generator[Chunk, None, None]:
+    def _drive(self, run: Run) -> Generator[Chunk, None, None]:
         """Feed the loop from a blocking executor."""
         try:
             steps = run.steps(run.executor.start())
@@ -510,7 +413,7 @@ class ChunkStream:
                     step = steps.send(reply)
                 except StopIteration:
                     break
-                if isinstance(step, _Wait):
+                if isinstance(step, Wait):
                     reply = run.executor.wait(step.seconds)
                 else:
                     reply = None
@@ -538,281 +441,3 @@ class ChunkStream:
             retry=o.retry,
             discard=discard,
         )
-
-
-class _Ungrouped(Reducer):
-    """Holds the place between ``group_by`` and ``reduce``."""
-
-
-class _Run:
-    """One run of a stream: its machine, its executor, its observers, its clock."""
-
-    def __init__(self, options: _Options, work: Work, *, deliver: bool) -> None:
-        o = options
-        if o.fold is not None and isinstance(o.fold.reducer, _Ungrouped):
-            raise UsageError("group_by(...) needs a .reduce(...) after it")
-        self._options = o
-        self._began = time.monotonic()
-        self._stopped = False
-        self._error = ""
-        self._outcome = "done"
-        self._consumer_s = 0.0
-        self._handed_at: float | None = None
-        self._said_empty_at = 0.0
-        self._partials: Partials = {}
-        self._ledger = _ledger_of(o) if o.checkpoint is not None else None
-        self._deliver = deliver and o.fold is None
-        self._acknowledged: list[int] = []
-        self.report = Report(url=o.spec.store.url)
-        self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
-        if o.progress:
-            self._observers.append(progress_observer(o.progress, self.report))
-        self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
-        runs: Iterable[range] = o.plan.runs(by_shard=not (o.ordered and self._deliver))
-        total = len(o.plan) if o.plan.where is None or o.progress else None
-        if self._ledger is not None:
-            self._open_ledger(self._ledger)
-            runs = self._ledger.done.missing_from(runs)
-            total = None if total is None else total - len(self._ledger.done)
-        if o.missing == "skip":
-            runs = _stored_only(o, runs)
-        self._total = total
-        try:
-            self.executor: Executor = choose_executor(work, o.client, serial=o.limits.chunks == 1)
-        except BaseException:
-            self._close_ledger()
-            raise
-        self._machine = Supervisor(
-            o.plan,
-            Cutter(runs),
-            Window(o.limits),
-            # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
-            Batcher(BatchLimits(target_s=_LOCAL_TASK_S if o.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S)),
-            o.retry,
-            chunk_nbytes=o.spec.chunk_nbytes,
-            total=total,
-            ordered=o.ordered,
-            limit=o.limit,
-            deliver=self._deliver,
-            depth=1 if isinstance(self.executor, SerialExecutor) else None,
-            throttle=Throttle(o.rate_limit, o.spec.chunk_nbytes),
-            hedge=o.hedge,
-            rng=random.Random(os.urandom(8)),  # noqa: S311  # jitter must differ from client to client
-        )
-
-    def _now(self) -> float:
-        return time.monotonic() - self._began
-
-    # -- the loop -----------------------------------------------------------------------------------
-
-    def steps(self, threads: Threads) -> Generator[Chunk | _Wait, list[Input] | None, None]:
-        """Hand out what is ready, else ask for inputs and let the machine judge them: the only loop."""
-        machine, plan = self._machine, self._options.plan
-        spec = self._options.spec
-        resumed = 0 if self._ledger is None else len(self._ledger.done)
-        self._tell(RunStarted(0.0, self._total, spec.chunk_nbytes, spec.grid.grid_shape, spec.store.url, resumed))
-        self._do(machine.handle(threads, self._now()))
-        while not self._stopped:
-            item = machine.take()
-            if item is not None:
-                self._handed_at = time.monotonic()
-                yield Chunk.planned(plan, item.number, item.value, item.missing)
-                self._consumer_s += time.monotonic() - self._handed_at
-                self._handed_at = None
-                if self._ledger is not None:
-                    self._acknowledged.append(item.number)  # the consumer came back for more
-                    self._save_if_due(self._ledger)
-                if machine.hungry:
-                    self._do(machine.handle(Tick(), self._now()))
-            elif machine.done:
-                break
-            else:
-                for event in (yield _Wait(self._patience())) or ():
-                    self._do(machine.handle(event, self._now()))
-                if self._ledger is not None:
-                    self._save_if_due(self._ledger)
-        if self._options.fold is not None and not self._stopped:
-            yield from self._answers(self._options.fold)
-
-    def _patience(self) -> float:
-        due = self._machine.next_timer()
-        return _IDLE_S if due is None else min(max(due - self._now(), 0.0), _IDLE_S)
-
-    def _answers(self, fold: Fold) -> Iterator[Chunk]:
-        if fold.key is None and not self._partials:
-            self._partials[()] = fold.reducer.create()
-        for key, partial in self._partials.items():
-            yield Chunk(key, (), fold.reducer.finish(partial))
-
-    # -- carrying out instructions --------------------------------------------------------------------
-
-    def _do(self, instructions: list[Instruction]) -> None:
-        failure: BaseException | None = None
-        for instruction in instructions:
-            if isinstance(instruction, Notify):
-                self._tell(instruction.notice)
-                if isinstance(instruction.notice, ChunkDeadLettered) and failure is None:
-                    failure = self._dead(instruction.notice.letter)
-            elif isinstance(instruction, Submit):
-                if failure is None:
-                    self.executor.submit(instruction.batches)
-            elif isinstance(instruction, Cancel):
-                self.executor.cancel(instruction.batches)
-            elif isinstance(instruction, FoldIn):
-                assert self._options.fold is not None
-                merge_partials(self._options.fold.reducer, self._partials, instruction.partial)
-            elif isinstance(instruction, Restart):
-                self.executor.restart(instruction.worker)
-            elif isinstance(instruction, Abort):
-                failure = failure or instruction.error
-        if failure is not None:
-            raise failure  # at the end: what happened beside it is told and counted first
-
-    def _dead(self, letter: DeadLetter) -> BaseException | None:
-        """Do with a chunk that was given up what the caller asked for; return what is to be raised."""
-        if callable(self._options.on_error):
-            try:
-                self._options.on_error(letter)
-            except BaseException as error:  # noqa: BLE001  # the caller's own way to stop the stream
-                return error
-        elif self._options.on_error == "raise":
-            tries = "1 attempt" if letter.attempts == 1 else f"{letter.attempts} attempts"
-            failure = ChunkError(
-                f"chunk {letter.index} of {self._options.spec.store.url} failed after {tries}: "
-                f'{letter.error_type}: {letter.message} ({letter.reason}). on_error="skip" goes on without it',
-                index=letter.index,
-                attempts=letter.attempts,
-            )
-            failure.__cause__ = letter.error
-            return failure
-        return None
-
-    # -- the ledger ---------------------------------------------------------------------------------
-
-    def _open_ledger(self, ledger: Ledger) -> None:
-        if self._options.fold is not None:
-            encode_value(self._options.fold.reducer.create())  # refuse before the work, not after it
-        ledger.open(self._now(), time.time())
-        self._partials = ledger.partials
-
-    def _close_ledger(self) -> None:
-        if self._ledger is not None:
-            self._ledger.acknowledge(self._acknowledged)
-            self._ledger.close(self._now(), time.time())
-
-    def _note(self, notice: Notice) -> None:
-        """Mark as done what needs no consumer: the rest is marked when the consumer comes back."""
-        assert self._ledger is not None
-        if isinstance(notice, ChunksFiltered) or (isinstance(notice, ChunksEmitted) and not self._deliver):
-            self._ledger.acknowledge(notice.numbers)
-        elif isinstance(notice, ChunksSkipped):
-            for run in notice.numbers:
-                self._ledger.acknowledge(run)
-
-    def _save_if_due(self, ledger: Ledger) -> None:
-        now = self._now()
-        due = ledger.due(now, len(self._acknowledged))
-        if due or len(self._acknowledged) >= 1024:  # one by one, marking would cost more than reading
-            ledger.acknowledge(self._acknowledged)
-            self._acknowledged = []
-        if due:
-            ledger.save(now, time.time())
-
-    def _tell(self, notice: Notice) -> None:
-        if self._ledger is not None:
-            self._note(notice)
-        if isinstance(notice, ClusterChanged):
-            self._say_if_empty(notice)
-        for observer in list(self._observers):
-            try:
-                observer(notice)
-            except Exception:
-                logger.exception("the observer %r failed and hears no more of this run", observer)
-                self._observers.remove(observer)
-
-    def _say_if_empty(self, notice: ClusterChanged) -> None:
-        """Say that there is no worker: after a few seconds, then ever more rarely."""
-        if not notice.waiting_s:
-            self._said_empty_at = 0.0
-        elif notice.waiting_s >= 2 * self._said_empty_at:
-            self._said_empty_at = notice.waiting_s
-            logger.warning(
-                "no Dask worker for %.0f s: the stream goes on as soon as one joins the cluster", notice.waiting_s
-            )
-
-    # -- ends ---------------------------------------------------------------------------------------
-
-    def stop(self) -> None:
-        """Ask the run to end; safe from any thread."""
-        self._stopped = True
-
-    def pause(self, *, paused: bool) -> None:
-        """Stop submitting, or go on."""
-        self._machine.paused = paused
-
-    def drain(self) -> None:
-        """Submit nothing more; end when what is out was handed out."""
-        self._machine.draining = True
-
-    def change_rate(self, limit: RateLimit | None) -> None:
-        """Take another bound on the rate."""
-        self._machine.throttle.change(limit, self._now())
-
-    def failed(self, error: BaseException) -> None:
-        """Note why the run ended before its time."""
-        if isinstance(error, (GeneratorExit, KeyboardInterrupt)):
-            self._outcome = "stopped early"
-        else:
-            self._outcome = "failed"
-            self._error = f"{type(error).__name__}: {error}"
-
-    def end(self) -> None:
-        """Close the account; the executor is closed by the driver."""
-        if self._handed_at is not None:
-            self._consumer_s += time.monotonic() - self._handed_at
-        unfinished = self._stopped or self._machine.draining or not self._machine.done
-        if self._outcome == "done" and unfinished:
-            self._outcome = "stopped early"
-        for instruction in self._machine.finish(
-            self._outcome, self._now(), consumer_s=self._consumer_s, error=self._error
-        ):
-            if isinstance(instruction, Notify):
-                self._tell(instruction.notice)
-            elif isinstance(instruction, Cancel):
-                self.executor.cancel(instruction.batches)
-        self._close_ledger()
-
-
-def _stored_only(options: _Options, runs: Iterable[range]) -> Iterable[range]:
-    """Leave out what a listing of the store shows to be absent; where it can't be listed, ask chunk by chunk."""
-    try:
-        numbers = np.fromiter(stored_numbers(options.spec, options.plan.box), np.int64)
-    except StoreError as error:
-        logger.info("the store can't be listed, absent chunks are asked for one by one: %s", error)
-        return runs
-    return Sieve(runs, numbers)
-
-
-def _ledger_of(options: _Options) -> Ledger:
-    """Return the ledger of a stream, with all that makes it this stream and no other."""
-    o, spec = options, options.spec
-    assert o.checkpoint is not None
-    about = {
-        "array": spec.store.url,
-        "path": spec.path,
-        "shape": list(spec.shape),
-        "chunks": list(spec.chunks),
-        "region": [[s.start, s.stop] for s in o.plan.box],
-        "missing": o.missing,
-        "stages": [type(stage).__name__.lower() for stage in o.stages],
-        "where": o.plan.where is not None,
-        "reduce": None if o.fold is None else type(o.fold.reducer).__name__,
-    }
-    parts = {
-        "about": about,
-        "metadata": spec.fingerprint,
-        "where": identity(o.plan.where),
-        "stages": identity(o.stages),
-        "fold": identity(o.fold),
-    }
-    return Ledger(o.checkpoint, o.plan, fingerprint(parts), about)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
 
-__all__ = ["Fold", "Reducer", "Together", "as_reducer", "check_data", "merge_partials"]
+__all__ = ["Fold", "Reducer", "Together", "Ungrouped", "as_reducer", "check_data", "merge_partials"]
 
 Partials = dict[Hashable, Any]
 
@@ -63,6 +63,10 @@ class Reducer:
     def finish(self, partial: Any) -> Any:
         """Turn the last partial into the answer; itself by default."""
         return partial
+
+
+class Ungrouped(Reducer):
+    """Holds the place between ``group_by`` and ``reduce``."""
 
 
 class Together(Reducer):

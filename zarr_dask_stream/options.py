@@ -1,0 +1,103 @@
+"""What a stream was asked to be: every option, checked, as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from zarr_dask_stream.engine.checkpoint import Checkpoint
+from zarr_dask_stream.engine.events import Callback, DeadLetter
+from zarr_dask_stream.engine.retry import RetryPolicy
+from zarr_dask_stream.engine.throttle import RateLimit
+from zarr_dask_stream.engine.window import WindowLimits
+from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.source.array import ArraySpec
+from zarr_dask_stream.source.hedging import Hedge
+from zarr_dask_stream.source.selection import ChunkPlan, Missing
+from zarr_dask_stream.stages.combine import Fold
+from zarr_dask_stream.stages.transform import Stage
+
+__all__ = [
+    "OnError",
+    "Options",
+    "Progress",
+    "check_callbacks",
+    "check_choices",
+    "check_count",
+    "check_kind",
+    "check_timeout",
+]
+
+OnError = Literal["raise", "skip"] | Callable[[DeadLetter], Any]
+Progress = bool | Callable[[int, int], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything that was asked for, checked; a stream is this and nothing else."""
+
+    spec: ArraySpec
+    plan: ChunkPlan
+    missing: Missing
+    ordered: bool
+    limits: WindowLimits
+    retry: RetryPolicy
+    timeout: float | None
+    on_error: OnError
+    progress: Progress
+    callbacks: tuple[Any, ...]
+    client: Any
+    stages: tuple[Stage, ...] = ()
+    fold: Fold | None = None
+    limit: int | None = None
+    rate_limit: RateLimit | None = None
+    requests: int | None = None
+    hedge: Hedge | None = None
+    checkpoint: Checkpoint | None = None
+
+
+def check_count(name: str, of: str, value: Any) -> None:
+    """Refuse what is neither a positive whole number nor None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UsageError(f"{name} is a number of {of}, at least one, or None, got {value!r}")
+
+
+def check_kind(name: str, kind: type, value: Any) -> None:
+    """Refuse what is neither of this class nor None."""
+    if value is not None and not isinstance(value, kind):
+        raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: {value!r}")
+
+
+def check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> None:
+    """Refuse words and values that mean nothing here."""
+    if missing not in ("fill", "skip", "raise"):
+        raise UsageError(f'missing must be "fill", "skip" or "raise", got {missing!r}')
+    if not isinstance(ordered, bool):
+        raise UsageError(f"ordered must be True or False, got {ordered!r}")
+    if not callable(progress) and not isinstance(progress, bool):
+        raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
+    if not callable(on_error) and on_error not in ("raise", "skip"):
+        raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuse what is neither seconds nor None."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise UsageError(f"timeout is seconds greater than 0, or None, got {timeout!r}")
+
+
+def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
+    """Return the observers as a tuple; one alone will do."""
+    if callable(callbacks) or isinstance(callbacks, Callback):
+        return (callbacks,)
+    try:
+        observers = tuple(callbacks)
+    except TypeError:
+        raise UsageError(f"callbacks must be a list of observers, got {callbacks!r}") from None
+    for observer in observers:
+        if not isinstance(observer, Callback) and not callable(observer):
+            raise UsageError(f"a callback is a zds.Callback or a function of an event, got {observer!r}")
+    return observers
