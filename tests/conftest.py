@@ -1,6 +1,7 @@
 """Fixtures that start real parts, and the marks that follow from asking for them."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,11 @@ _MARK_OF_FIXTURE = {
     "tcp_cluster": "cluster",
     "start_tcp_cluster": "cluster",
 }
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs with Ctrl-C ignored, and programs that the tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -70,8 +70,8 @@ class Stragglers:
     Examples
     --------
     >>> stragglers = Stragglers(Hedge(quantile=0.5, factor=3.0, min_s=0.0, budget=0.5))
-    >>> for _ in range(10): stragglers.observe(elapsed_s=1.0, chunks=10)
-    >>> stragglers.patience(chunks=10), stragglers.patience(chunks=20)
+    >>> for _ in range(10): stragglers.observe(elapsed_s=1.0, chunks=8)
+    >>> stragglers.patience(chunks=8), stragglers.patience(chunks=16)
     (3.0, 6.0)
     """
 

@@ -8,6 +8,7 @@ Always true, during a run and after it::
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ class Report(Callback):
             "peak_chunks_in_flight", "peak_bytes_in_flight", "wall_s",
         )  # fmt: skip
         report = {name: getattr(self, name) for name in names}
-        report["chunks_per_s"] = self.chunks_per_s
+        report["chunks_per_s"] = _number(self.chunks_per_s)
         report["time"] = dict(self.time)
         report["latency_s"] = {f"p{round(q * 100)}": _number(self.quantile(q)) for q in (0.5, 0.9, 0.99)}
         report["workers"] = {
@@ -310,7 +311,7 @@ class Report(Callback):
 
 
 def _number(value: float) -> float | None:
-    return None if value != value else value  # noqa: PLR0124  # NaN has no place in JSON
+    return value if math.isfinite(value) else None  # JSON has no word for NaN and infinity
 
 
 def human_bytes(count: float) -> str:
