@@ -338,7 +338,8 @@ class _LocalPlace:
             return None
 
     def write(self, document: bytes) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        # Always the same name, as whoever holds the lock writes alone: what a killed run leaves, the next one uses up.
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(document)
