@@ -1,0 +1,145 @@
+"""A real S3 server behind a road on which answers are refused, lost, cut short and late."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client
+from obstore.store import S3Store
+from zarr.storage import ObjectStore
+
+import zarr_dask_stream as zds
+from chaos.scene import assemble_rows, assert_all_there, within, write_rows
+from realparts.fault_proxy import FaultProxy, Faults
+from realparts.leaks import LeakCheck
+from realparts.s3 import S3Server
+from zarr_dask_stream.engine.events import Notice, SlowedDown
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
+
+COUNT = 400
+#: Only what is below a chunk's key: without its metadata no stream begins.
+CHUNKS_ONLY = r"GET .*/c/"
+#: An option that only s3fs has, so that it and not obstore is used.
+ONLY_S3FS = {"default_cache_type": "none"}
+#: Enough tries that a chunk met by a fault in one of six tries does not run out of them.
+PATIENT = zds.RetryPolicy(attempts=12, corrupt_attempts=12, wait_initial=0.05, wait_max=1.0)
+
+StartProxy = Callable[..., FaultProxy]
+
+
+@pytest.fixture(scope="module")
+def place(s3_server: S3Server) -> tuple[str, np.ndarray]:
+    bucket = s3_server.make_bucket(f"chaos-{uuid.uuid4().hex[:8]}")
+    store = ObjectStore(S3Store(bucket, prefix="rows.zarr", **s3_server.obstore_options()))
+    return f"s3://{bucket}/rows.zarr", write_rows(store, COUNT, width=1000)
+
+
+def options_for(server: S3Server, proxy: FaultProxy, kind: str) -> dict[str, Any]:
+    return server.options_at(proxy.url) | (ONLY_S3FS if kind == "s3fs" else {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "ordered", "seed"),
+    [
+        pytest.param("obstore", True, 1, marks=pytest.mark.sample),
+        ("obstore", False, 2),
+        pytest.param("s3fs", False, 3, marks=pytest.mark.sample),
+        ("s3fs", True, 4),
+    ],
+)
+def test_refusals_resets_hangs_and_cut_bodies_cost_no_chunk(
+    *,
+    client: Client,
+    leak_check: LeakCheck,
+    s3_server: S3Server,
+    fault_proxy: StartProxy,
+    place: tuple[str, np.ndarray],
+    kind: str,
+    ordered: bool,
+    seed: int,
+) -> None:
+    url, data = place
+    data = data[:200]
+    proxy = fault_proxy(s3_server.endpoint, seed=seed)
+    stream = zds.stream_chunks(
+        url,
+        storage_options=options_for(s3_server, proxy, kind),
+        client=client,
+        region=slice(0, 200),
+        ordered=ordered,
+        timeout=3.0,
+        hedge=zds.Hedge(min_s=0.2, budget=0.1),
+        retry=PATIENT,
+    )
+    proxy.set(
+        Faults(slow_down=0.1, reset=0.06, hang=0.02, truncate=0.06, latency_s=0.002, jitter_s=0.01, match=CHUNKS_ONLY)
+    )
+    with within(100):
+        out = assemble_rows(stream, data)
+    assert_all_there(stream.report, out, data)
+    assert all(proxy.counts[fault] for fault in ("slow_down", "reset", "hang", "truncate"))
+    # s3fs tries again by itself before it tells us anything.
+    assert stream.report.retries > 0 or kind == "s3fs"
+
+
+class Ear:
+    """Notes when the stream slows down, how fast it may go from then on, and how much was asked for by then."""
+
+    def __init__(self, proxy: FaultProxy) -> None:
+        self._proxy = proxy
+        self.heard: list[tuple[float, int, float]] = []
+
+    def __call__(self, notice: Notice) -> None:
+        if isinstance(notice, SlowedDown):
+            self.heard.append((notice.at, self._proxy.counts.total(), notice.requests_per_s))
+
+
+@pytest.mark.parametrize(("ordered", "seed"), [pytest.param(False, 5, marks=pytest.mark.sample), (True, 6)])
+def test_a_store_that_refuses_requests_is_asked_more_slowly(
+    *,
+    client: Client,
+    leak_check: LeakCheck,
+    s3_server: S3Server,
+    fault_proxy: StartProxy,
+    place: tuple[str, np.ndarray],
+    ordered: bool,
+    seed: int,
+) -> None:
+    url, data = place
+    proxy = fault_proxy(s3_server.endpoint, seed=seed)
+    ear = Ear(proxy)
+    in_flight = 16
+
+    def heal_in_time(_: int) -> None:
+        if len(ear.heard) == 4:
+            proxy.set(Faults())
+
+    stream = zds.stream_chunks(
+        url,
+        callbacks=[ear],
+        storage_options=options_for(s3_server, proxy, "obstore"),
+        client=client,
+        ordered=ordered,
+        concurrency=in_flight,
+        retry=PATIENT,
+    )
+    # The client library tries once more by itself: one read in ten is refused twice, and that is what we hear of.
+    proxy.set(Faults(slow_down=0.32, latency_s=0.002, jitter_s=0.01, match=CHUNKS_ONLY))
+    with within(100):
+        out = assemble_rows(stream, data, heal_in_time)
+    assert_all_there(stream.report, out, data)
+    assert stream.report.retries > 0
+    assert len(ear.heard) >= 4
+    first = ear.heard[0][2]
+    for (begin, asked, rate), (end, asked_by_then, _) in pairwise(ear.heard[:4]):
+        took = end - begin
+        # The rate climbs back to what it was before the first cut within twenty seconds; a bucket and what was out
+        # already may come on top; and each read may be two requests.
+        most = rate * (took + 0.25) + 2 * first / 20 * took**2 / 2 + in_flight
+        assert asked_by_then - asked <= 2 * most, f"{asked_by_then - asked} requests in {took:.2f} s at {rate:.1f}/s"
