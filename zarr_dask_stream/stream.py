@@ -138,7 +138,7 @@ def stream_chunks(
     UsageError
         An option is out of range, a region lies outside the array, a function can't be called.
     StoreError
-        There is no such store or array, or its metadata can't be understood.
+        There is no such store or array, the store can't be read, or the metadata can't be understood.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def stream_chunks(
     check_kind("checkpoint", Checkpoint, ledger)
     limits = WindowLimits(chunks=concurrency, nbytes=memory_budget(max_bytes))
     observers = check_callbacks(callbacks)
-    spec = open_array(array, path=path, storage_options=storage_options)
+    spec = _open(array, path, storage_options)
     plan = ChunkPlan(spec.grid, parse_region(region, spec.shape), where)
     return ChunkStream(
         Options(
@@ -188,6 +188,15 @@ def stream_chunks(
             checkpoint=ledger,
         )
     )
+
+
+def _open(array: Any, path: str, storage_options: Mapping[str, Any] | None) -> ArraySpec:
+    try:
+        return open_array(array, path=path, storage_options=storage_options)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"the store can't be read: {error}") from error
 
 
 class ChunkStream:
