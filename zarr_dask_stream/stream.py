@@ -25,7 +25,7 @@ from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.engine.window import WindowLimits
-from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.errors import StoreError, UsageError
 from zarr_dask_stream.options import (
     OnError,
     Options,
