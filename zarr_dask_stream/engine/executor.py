@@ -69,6 +69,7 @@ _CONNECT_S = 10.0  # how long a scheduler may take to answer for the first time
 _RECONNECT_S = 30.0  # how long a lost scheduler may take to come back
 _SILENT_S = 120.0  # how long a scheduler may leave a question unanswered while the connection stands
 _GOODBYE_S = 5.0  # how long the last message to a scheduler may take
+_NOWHERE = ""  # what a suspect is bound to while there is no worker
 _INLINE_BYTES = 256 * 1024  # a larger description of the work travels once per worker, not per task
 
 
@@ -530,13 +531,15 @@ class DaskExecutor:
 
     def _send_suspects(self) -> None:
         """Bind each waiting suspect to a worker of its own: if that dies, it was this batch or bad luck."""
-        for worker in self._workers:
+        # Where there is no worker at all, one suspect goes out unbound: an adaptive cluster starts workers for
+        # tasks it can see.
+        for worker in self._workers or (_NOWHERE,):
             if not self._suspects:
                 return
             if worker not in self._bound:
                 batch = self._suspects.popleft()
                 self._bound[worker] = batch.id
-                self._send([batch], worker)
+                self._send([batch], worker or None)
 
     def _send(self, batches: list[Batch], worker: str | None = None) -> None:
         """Make one delayed task of each batch and compute them, on one worker or wherever Dask likes.
@@ -787,7 +790,7 @@ class DaskExecutor:
             return  # `_check_alive` has the say on a connection that is gone
         workers, threads = len(ncores), sum(ncores.values())
         self._workers = tuple(ncores)
-        for worker in [worker for worker in self._bound if worker not in ncores]:
+        for worker in [worker for worker in self._bound if worker and worker not in ncores]:
             self.worker_removed(worker, frozenset(), expected=True)  # it was gone before its suspect began
         if workers:
             self._empty_since = None
@@ -814,6 +817,7 @@ class DaskExecutor:
         self._workers = tuple(known for known in self._workers if known != worker)
         ours = list(self._batch_of.items())
         lost = {batch: key for key, batch in ours if batch == bound or (key in keys and not expected)}
+        self._unbind(lost)
         futures = []
         for batch, key in lost.items():
             self._batch_of.pop(key, None)
