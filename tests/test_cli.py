@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -86,12 +87,12 @@ def corrupt(url: str) -> str:
 
 def test_help_names_the_commands_and_the_exit_codes() -> None:
     text = run("--help").stdout
-    for word in ("demo", "info", "stats", "verify", "Exit codes: 0", "130 interrupted"):
+    for word in ("demo", "info", "stats", "verify", "run", "Exit codes: 0", "130 interrupted"):
         assert word in text
     assert "..." not in text.split("Commands:")[1]  # no sentence is cut
 
 
-@pytest.mark.parametrize("name", ["demo", "info", "stats", "verify"])
+@pytest.mark.parametrize("name", ["demo", "info", "stats", "verify", "run"])
 def test_each_command_explains_itself(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
@@ -114,6 +115,13 @@ def test_each_command_explains_itself(name: str) -> None:
         (["stats", "x", "--workers", "0"], "--workers"),
         (["stats", "x", "--workers", "1", "--scheduler", "tcp://h:1"], "one of them"),
         (["verify", "x", "--dead-letters", "/no/such/folder/file"], "/no/such/folder/file"),
+        (["stats", "x", "--rate-limit", "fast"], "200/s"),
+        (["stats", "x", "--rate-limit", "0"], "--rate-limit"),
+        (["verify", "x", "--only-failed", "/no/such/file"], "/no/such/file"),
+        (["run", "json", "x"], "MODULE:FUNCTION"),
+        (["run", "json:no", "x"], "json has no 'no'"),
+        (["run", "no_such_module:f", "x"], "'no_such_module'"),
+        (["run", "json:JSONDecodeError", "x"], "one argument"),
         (["stats", "gopher://host/x"], "gopher"),
     ],
 )
@@ -423,6 +431,18 @@ def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+def send(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: everybody gets it
+    else:
+        process.send_signal(number)
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.readline().strip()
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("number", "workers", "code"),
@@ -434,18 +454,19 @@ def wait_for(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         pytest.param(signal.SIGINT, ["--workers", "2"], 130, marks=[pytest.mark.slow, pytest.mark.sample]),
     ],
 )
-def test_an_interrupted_run_ends_soon_and_leaves_nothing(
+def test_a_run_that_is_interrupted_twice_ends_soon_and_leaves_nothing(
     hanging: tuple[str, FaultProxy], start: Start, number: signal.Signals, workers: list[str], code: int
 ) -> None:
     url, proxy = hanging
     process = start(*ZDS, "stats", url, *workers)
     wait_for(lambda: proxy.counts["hang"], process)
     family = psutil.Process(process.pid).children(recursive=True)
+    if number != signal.SIGHUP:  # nobody is there to wait for a run whose terminal was closed
+        send(process, number)
+        said = next_line(process)
+        assert re.fullmatch(r"finishing \d chunks? in flight; press Ctrl-C again to stop at once", said)
     sent = time.monotonic()
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: everybody gets it
-    else:
-        process.send_signal(number)
+    send(process, number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, "")
     assert time.monotonic() - sent < 10
@@ -484,12 +505,15 @@ def read_terminal(descriptor: int, until: Callable[[bytes], bool], timeout_s: fl
 
 
 def test_a_bar_on_the_terminal_and_results_in_the_pipe(hanging: tuple[str, FaultProxy], start: Start) -> None:
-    url, _ = hanging
+    url, proxy = hanging
     ours, theirs = pty.openpty()
     try:
         process = start(*ZDS, "stats", url, "--timeout", "30", stderr=theirs)
         drawn = read_terminal(ours, lambda seen: b"0/6 chunks" in seen)
         assert b"\x1b[?25l" in drawn
+        wait_for(lambda: proxy.counts["hang"], process)
+        process.send_signal(signal.SIGINT)
+        drawn += read_terminal(ours, lambda seen: b"in flight" in seen, 5)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
         drawn += read_terminal(ours, lambda seen: b"interrupted" in seen, 5)

@@ -17,6 +17,7 @@ from zarr_dask_stream.cli.demo import demo
 from zarr_dask_stream.cli.info import info
 from zarr_dask_stream.cli.interrupt import Terminated, heed_termination
 from zarr_dask_stream.cli.present import one_line
+from zarr_dask_stream.cli.run import run
 from zarr_dask_stream.cli.stats import stats
 from zarr_dask_stream.cli.verify import verify
 from zarr_dask_stream.errors import ClusterError, StoreError, UsageError
@@ -108,10 +109,11 @@ def zds() -> None:
       zds demo                    real data, nothing to prepare
       zds info data.zarr          what is in there
       zds stats data.zarr --path temperature
+      zds run analysis:maximum data.zarr --out maxima.jsonl
     """  # noqa: D301  # \b tells click to keep the lines as they are
 
 
-for _command in (demo, info, stats, verify):
+for _command in (demo, info, stats, verify, run):
     zds.add_command(_command)
 
 

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM: one way out for both, which ends what was started."""
+"""Ctrl-C and SIGTERM: the first lets a run finish what is in flight, the second ends what was started."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import signal
 import threading
@@ -12,9 +13,13 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn
 
-from zarr_dask_stream.engine.executor import connected, leave_cluster_alone
+import click
 
-__all__ = ["Terminated", "cluster", "heed_termination"]
+from zarr_dask_stream.engine.events import BatchFinished, BatchSubmitted, Callback
+from zarr_dask_stream.engine.executor import connected, leave_cluster_alone
+from zarr_dask_stream.stream import ChunkStream
+
+__all__ = ["Drain", "Terminated", "cluster", "heed_termination"]
 
 
 class Terminated(BaseException):
@@ -75,3 +80,71 @@ def _abandon() -> None:
     leave_cluster_alone()
     for child in multiprocessing.active_children():
         child.kill()
+
+
+class Drain(Callback):
+    """Lets the first Ctrl-C or SIGTERM end a run in good order, and leaves the second one as it was.
+
+    An observer too, which is how it knows what is in flight. `patience_s` bounds how long that may take:
+    a store that never answers must not keep anybody.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._batches: dict[int, int] = {}
+        self._over = threading.Event()
+        self._before: dict[int, Any] = {}
+        self.asked = False
+
+    def on_batch_submitted(self, notice: BatchSubmitted) -> None:
+        """Count chunks that go out."""
+        self._batches[notice.batch.id] = notice.batch.count
+
+    def on_batch_finished(self, notice: BatchFinished) -> None:
+        """Count chunks that come back."""
+        self._batches.pop(notice.batch.id, None)
+
+    @contextlib.contextmanager
+    def over(self, stream: ChunkStream) -> Iterator[None]:
+        """Watch over a run of this stream; only what is inside the block can be drained."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals come to the main thread alone
+            return
+
+        drain = functools.partial(self._drain, stream)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, drain)
+        try:
+            yield
+        finally:
+            self._over.set()
+            self._restore()
+
+    def _drain(self, stream: ChunkStream, number: int, _frame: FrameType | None) -> None:
+        self._restore()
+        if stream.report.outcome != "running":  # nothing is under way that could be finished
+            signal.raise_signal(number)
+            return
+        self.asked = True
+        stream.drain()
+        # A signal may come while a line is being printed: another thread can wait for that.
+        threading.Thread(target=self._see_out, args=(stream,), name="zds-drain", daemon=True).start()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _see_out(self, stream: ChunkStream) -> None:
+        count = sum(self._batches.values())
+        chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
+        if count:
+            _say(f"finishing {chunks} in flight; press Ctrl-C again to stop at once")
+        if not self._over.wait(self._patience_s):
+            _say(f"what is in flight was not finished within {self._patience_s:g} s and is given up")
+            stream.close()
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed
+        click.echo(text, err=True)

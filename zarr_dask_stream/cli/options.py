@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import EllipsisType
 from typing import Any
 
 import click
 
 from zarr_dask_stream.cli.expression import IndexExpression, parse_region_text
-from zarr_dask_stream.cli.interrupt import cluster
+from zarr_dask_stream.cli.interrupt import Drain, cluster
+from zarr_dask_stream.cli.letters import FailedChunks, LetterFile
+from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.executor import memory_budget
 from zarr_dask_stream.engine.retry import RetryPolicy
+from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.source.array import open_array
+from zarr_dask_stream.source.array import ArraySpec, open_array
+from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.stream import ChunkStream, stream_chunks
 
 __all__ = [
     "StoreRequest",
     "StreamRequest",
+    "checkpoint_option",
+    "letter_options",
     "output_options",
     "progress_option",
     "store_options",
@@ -55,17 +62,37 @@ class StreamRequest(StoreRequest):
     timeout: float
     max_bytes: str
     concurrency: int | None
+    rate_limit: RateLimit | None
+    hedge: bool
     progress: bool
+    drain: Drain = field(init=False, compare=False)
 
-    @contextmanager
-    def open(self, **options: Any) -> Iterator[ChunkStream]:
-        """Describe the stream, on the cluster that was asked for; both end with the block."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "drain", Drain(self.timeout))
+
+    def check(self) -> ArraySpec:
+        """Read the array's metadata: a mistyped URL should be told at once, not after a cluster has started."""
         if self.scheduler and self.workers:
             raise UsageError("--scheduler names a cluster and --workers starts one: give one of them")
-        # Before a cluster starts for it: a mistyped URL should be told at once.
         spec = open_array(self.url, path=self.path, storage_options=self.storage_options)
         if self.where is not None:
             self.where.check(len(spec.shape))
+        return spec
+
+    @contextmanager
+    def open(
+        self,
+        *,
+        letters: LetterFile | None = None,
+        only_failed: FailedChunks | None = None,
+        checkpoint: str | None = None,
+        **options: Any,
+    ) -> Iterator[ChunkStream]:
+        """Describe the stream, on the cluster that was asked for; both end with the block."""
+        spec = self.check()
+        where = self.where if only_failed is None else only_failed.condition(spec, self.where)
+        if letters is not None:
+            letters.begin(spec)
         with cluster(self.scheduler, self.workers) as client:
             yield stream_chunks(
                 self.url,
@@ -73,15 +100,27 @@ class StreamRequest(StoreRequest):
                 storage_options=self.storage_options,
                 client=client,
                 region=self.region,
-                where=self.where,
+                where=where,
                 concurrency=self.concurrency,
                 max_bytes=self.max_bytes,
                 retry=RetryPolicy(attempts=self.retries + 1),
                 timeout=self.timeout,
+                rate_limit=self.rate_limit,
+                hedge=Hedge() if self.hedge else None,
                 on_error="skip",
                 progress=self.progress,
+                checkpoint=self._ledger(checkpoint),
+                callbacks=[self.drain, *([] if letters is None else [letters])],
                 **options,
             )
+
+    def _ledger(self, url: str | None) -> Checkpoint | None:
+        """Return the place of the ledger; on the kind of store that the array is on, it takes the same options."""
+        if url is None:
+            return None
+        scheme, found, _ = url.partition("://")
+        same = bool(found) and self.url.startswith(f"{scheme}://")
+        return Checkpoint(url=url, storage_options=self.storage_options if same else {})
 
 
 # -- values ---------------------------------------------------------------------------------------
@@ -106,6 +145,24 @@ class _Parsed(click.ParamType[Any]):
 def _checked_size(text: str) -> str:
     memory_budget(text)
     return text
+
+
+_PER = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_RATE = re.compile(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)\s*(?:/\s*(s|min|h))?\s*", re.ASCII | re.IGNORECASE)
+
+
+def _parse_rate(text: str) -> RateLimit:
+    """Read "200", "200/s", "6000/min" as requests, "50 MiB/s" as stored bytes."""
+    found = _RATE.fullmatch(text)
+    try:
+        number, unit, per = found.groups() if found else ("", "", "")
+        seconds = _PER[(per or "s").lower()]
+        if unit:
+            return RateLimit(bytes=memory_budget(f"{number} {unit}"), per=seconds)
+        return RateLimit(requests=float(number), per=seconds)
+    except ValueError:  # UsageError is one
+        example = "200/s, 6000/min or '50 MiB/s'"
+        raise UsageError(f"expected chunks or bytes for a time, such as {example}, got {text!r}") from None
 
 
 def _collect_options(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -208,8 +265,42 @@ _STREAM: list[Callable[[Command], Command]] = [
     click.option(
         "--concurrency", type=click.IntRange(min=1), metavar="N", help="Most chunks in flight. 1: one after the other."
     ),
+    click.option(
+        "--rate-limit",
+        type=_Parsed("rate", _parse_rate),
+        metavar="N[/s]",
+        help="Most chunks asked for per second, all workers together; also '6000/min', or bytes: '50 MiB/s'.",
+    ),
+    click.option(
+        "--hedge/--no-hedge",
+        default=False,
+        show_default=True,
+        help="Start a second copy of a read that takes much longer than usual; the first answer wins.",
+    ),
     click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler (tcp://host:8786)."),
     workers_option,
+]
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="URL",
+    help="Ledger of the chunks that are done, at a path or URL: the same command goes on where it was stopped. "
+    "Where its URL begins as the array's does, the --storage-option are its options too.",
+)
+
+_LETTERS: list[Callable[[Command], Command]] = [
+    click.option(
+        "--dead-letters",
+        metavar="FILE",
+        help="Write each bad chunk as a line of JSON: index, region, attempts, category, message.",
+    ),
+    click.option(
+        "--only-failed",
+        type=_Parsed("file", FailedChunks.read),
+        metavar="FILE",
+        help="Only the chunks that --dead-letters wrote to this file; together with --where and --region, those of "
+        "them that fulfil both.",
+    ),
 ]
 
 progress_option = click.option(
@@ -229,6 +320,11 @@ def output_options(command: Command) -> Command:
     return _add(_OUTPUT)(command)
 
 
+def letter_options(command: Command) -> Command:
+    """Add --dead-letters and --only-failed."""
+    return _add(_LETTERS)(command)
+
+
 def store_options(command: Command) -> Command:
     """Add what says where an array is; the command gets it as a `StoreRequest`."""
     return _add(_STORE)(_gathered(StoreRequest, command))
@@ -242,7 +338,7 @@ def stream_options(command: Command) -> Command:
 def _gathered(kind: type[StoreRequest], command: Command) -> Command:
     @functools.wraps(command)
     def run(**values: Any) -> Any:
-        request = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        request = kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.init})
         return command(request, **values)
 
     return run

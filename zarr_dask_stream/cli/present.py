@@ -15,13 +15,20 @@ from rich.text import Text
 
 from zarr_dask_stream.watch.report import Report
 
-__all__ = ["facts", "one_line", "plain", "print_json", "report_facts", "screen", "show", "warn"]
+__all__ = ["exit_code", "facts", "one_line", "plain", "print_json", "report_facts", "screen", "show", "warn"]
 
 
-def screen() -> Console:
-    """Return standard output: coloured and as wide as a terminal, else plain and never cut."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+def exit_code(report: Report, *, interrupted: bool) -> int:
+    """Return what a run's end means to a script."""
+    if interrupted:
+        return 130
+    return 1 if report.dead_lettered else 0
+
+
+def screen(*, err: bool = False) -> Console:
+    """Return standard output or error: coloured and as wide as a terminal, else plain and never cut."""
+    console = Console(highlight=False, stderr=err)
+    return console if console.is_terminal else Console(highlight=False, width=200, stderr=err)
 
 
 def show(console: Console, what: RenderableType) -> None:
@@ -31,7 +38,7 @@ def show(console: Console, what: RenderableType) -> None:
         return
     with console.capture() as captured:
         console.print(what)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), err=console.stderr)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
@@ -49,15 +56,17 @@ def report_facts(report: Report) -> list[tuple[str, str]]:
     return [row for row in report.rows() if row[0] not in ("array", "outcome")]
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, err: bool = False) -> None:
     """Print one JSON object; NaN and infinities, which JSON lacks, become null."""
-    click.echo(json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False))
+    click.echo(json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False), err=err)
 
 
 def plain(value: Any) -> Any:
     """Turn NumPy's scalars, tuples and what JSON lacks into what it has."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value[()]) if value.ndim == 0 else [plain(item) for item in value]
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, (np.datetime64, np.timedelta64, complex, np.complexfloating)):

@@ -7,8 +7,8 @@ from typing import Any
 import click
 import numpy as np
 
-from zarr_dask_stream.cli.options import StreamRequest, output_options, stream_options
-from zarr_dask_stream.cli.present import facts, print_json, report_facts, screen, show, warn
+from zarr_dask_stream.cli.options import StreamRequest, checkpoint_option, output_options, stream_options
+from zarr_dask_stream.cli.present import exit_code, facts, print_json, report_facts, screen, show, warn
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.chunk import Chunk
@@ -47,17 +47,25 @@ _STATISTICS: dict[str, Any] = {
 
 @click.command(short_help="Count, min, max, mean and std in one pass.")
 @stream_options
+@checkpoint_option
 @output_options
-def stats(request: StreamRequest, *, as_json: bool, debug: bool) -> int:  # noqa: ARG001  # main reads debug
+def stats(
+    request: StreamRequest,
+    *,
+    checkpoint: str | None,
+    as_json: bool,
+    debug: bool,  # noqa: ARG001  # main reads it
+) -> int:
     """Count, smallest, largest, mean and standard deviation of an array, in one pass.
 
     NaN is counted and left out of the rest. Chunks that are not stored take part with the fill value. Exit code 1:
     some chunks could not be read, and the numbers are those of the others.
     """
-    with request.open(ordered=False, missing="fill") as stream:
+    with request.open(ordered=False, missing="fill", checkpoint=checkpoint) as stream:
         spec = stream.spec
         reduced = stream.reduce(_suitable(spec) | {"missing_chunks": MissingCount()})
-        answers = _compute(reduced)
+        with request.drain.over(reduced):
+            answers = _compute(reduced)
         report = reduced.report
     if as_json:
         print_json({"url": spec.store.url, "path": spec.path, **answers, "report": report.to_dict()})
@@ -68,11 +76,16 @@ def stats(request: StreamRequest, *, as_json: bool, debug: bool) -> int:  # noqa
             f"{report.dead_lettered:,} of {report.total or 0:,} chunks could not be read and are not in these numbers, "
             f"the first {report.dead_letters[0].index}: {report.dead_letters[0].message}. 'zds verify' names them all"
         )
-    return 1 if report.dead_lettered else 0
+    if report.cancelled:
+        warn(f"{report.cancelled:,} of {report.total or 0:,} chunks were not read and are not in these numbers")
+    return exit_code(report, interrupted=request.drain.asked)
 
 
 def _compute(reduced: Any) -> dict[str, Any]:
-    answers: dict[str, Any] = reduced.compute()
+    """Return the answers: none where the run was given up before its end."""
+    answers: dict[str, Any] = {}
+    for item in reduced:
+        answers.update(item.data)
     return answers
 
 
