@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import pickle
-from typing import Any
+from typing import Any, SupportsIndex
 
 import cloudpickle
 
@@ -40,12 +41,20 @@ class Parcel:
     def __init__(self, data: bytes, buffers: list[Any], errors: list[bytes] | None = None) -> None:
         self.data, self.buffers, self.errors = data, buffers, errors or []
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parcel, (self.data, self.buffers, self.errors)
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        # Results that come home through Dask's scheduler are packed by a protocol that knows no buffers.
+        outside = operator.index(protocol) >= _PROTOCOL
+        buffers = self.buffers if outside else [_copied(buffer) for buffer in self.buffers]
+        return Parcel, (self.data, buffers, self.errors)
 
     def __sizeof__(self) -> int:
         # What a cluster takes for the memory it needs on the worker.
         return len(self.data) + sum(memoryview(buffer).nbytes for buffer in self.buffers)
+
+
+def _copied(buffer: Any) -> bytes | bytearray:
+    raw = pickle.PickleBuffer(buffer).raw()
+    return bytes(raw) if raw.readonly else bytearray(raw)
 
 
 def pack_result(result: BatchResult) -> Parcel:
