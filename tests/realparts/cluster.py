@@ -15,7 +15,7 @@ from realparts.process import Process, wait_until
 _TESTS = Path(__file__).resolve().parent.parent
 
 
-def _test_paths() -> str:
+def importable_tests() -> str:
     """Return the test folders on sys.path: functions in test modules travel by name and must be importable there."""
     return os.pathsep.join(path for path in sys.path if path and Path(path).resolve().is_relative_to(_TESTS))
 
@@ -52,7 +52,7 @@ class TcpCluster:
     def _dask(self, name: str, *arguments: str) -> Process:
         # Started in a folder of its own: `python -m` puts the working directory on the path, and the source folder must
         # not come before the installed package.
-        env = {"PYTHONPATH": _test_paths(), "PYTHONWARNINGS": "ignore", **self.env}
+        env = {"PYTHONPATH": importable_tests(), "PYTHONWARNINGS": "ignore", **self.env}
         process = Process.start(name, [self.python, "-m", "dask", *arguments], folder=self.folder, env=env)
         self.stack.callback(process.end)
         return process
