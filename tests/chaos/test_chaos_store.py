@@ -15,10 +15,12 @@ from zarr.storage import ObjectStore
 
 import zarr_dask_stream as zds
 from chaos.scene import assemble_rows, assert_all_there, within, write_rows
+from cluster.streaming import balanced
 from realparts.fault_proxy import FaultProxy, Faults
 from realparts.leaks import LeakCheck
 from realparts.s3 import S3Server
-from zarr_dask_stream.engine.events import Notice, SlowedDown
+from zarr_dask_stream.engine.events import ChunkRetried, Notice, SlowedDown
+from zarr_dask_stream.source.store import StoreSpec
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -143,3 +145,102 @@ def test_a_store_that_refuses_requests_is_asked_more_slowly(
         # already may come on top; and each read may be two requests.
         most = rate * (took + 0.25) + 2 * first / 20 * took**2 / 2 + in_flight
         assert asked_by_then - asked <= 2 * most, f"{asked_by_then - asked} requests in {took:.2f} s at {rate:.1f}/s"
+
+
+# -- credentials that expire --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [pytest.param("obstore", marks=pytest.mark.sample), "s3fs"])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_credentials_that_expire_for_a_while_cost_no_chunk(
+    *,
+    client: Client,
+    leak_check: LeakCheck,
+    s3_server: S3Server,
+    fault_proxy: StartProxy,
+    place: tuple[str, np.ndarray],
+    kind: str,
+    ordered: bool,
+) -> None:
+    url, data = place
+    proxy = fault_proxy(s3_server.endpoint)
+    kinds: list[str] = []
+
+    def listen(notice: Notice) -> None:
+        if isinstance(notice, ChunkRetried):
+            kinds.append(notice.failure.category.value)
+
+    def expire_when_due(count: int) -> None:
+        if count == 100:
+            proxy.inject("expired", times=40, match=CHUNKS_ONLY)
+
+    stream = zds.stream_chunks(
+        url,
+        storage_options=options_for(s3_server, proxy, kind),
+        client=client,
+        ordered=ordered,
+        concurrency=16,
+        retry=PATIENT,
+        callbacks=[listen],
+    )
+    with within(60):
+        out = assemble_rows(stream, data, expire_when_due)
+    assert_all_there(stream.report, out, data)
+    assert proxy.counts["expired"] == 40
+    assert kinds
+    assert set(kinds) == {"credentials"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("obstore", marks=pytest.mark.sample), "s3fs"])
+def test_a_store_is_opened_anew_once_for_a_wave_of_expired_credentials(
+    *,
+    s3_server: S3Server,
+    fault_proxy: StartProxy,
+    place: tuple[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    url, data = place
+    proxy = fault_proxy(s3_server.endpoint)
+    options = options_for(s3_server, proxy, kind)
+    opened: list[str] = []
+    refresh = StoreSpec.refresh
+
+    def count(self: StoreSpec) -> Any:
+        opened.append(self.url)
+        return refresh(self)
+
+    monkeypatch.setattr(StoreSpec, "refresh", count)
+    stream = zds.stream_chunks(url, storage_options=options, region=slice(0, 60), retry=PATIENT, concurrency=1)
+    proxy.inject("expired", times=5, match=CHUNKS_ONLY)
+    out = assemble_rows(stream, data[:60])
+    assert_all_there(stream.report, out, data[:60])
+    assert len(opened) == 1
+    assert stream.report.retries == 5
+
+
+@pytest.mark.parametrize("kind", [pytest.param("obstore", marks=pytest.mark.sample), "s3fs"])
+def test_credentials_that_stay_expired_end_in_one_clear_error(
+    *,
+    client: Client,
+    leak_check: LeakCheck,
+    s3_server: S3Server,
+    fault_proxy: StartProxy,
+    place: tuple[str, np.ndarray],
+    kind: str,
+) -> None:
+    url, _ = place
+    proxy = fault_proxy(s3_server.endpoint)
+    stream = zds.stream_chunks(
+        url,
+        storage_options=options_for(s3_server, proxy, kind),
+        client=client,
+        retry=zds.RetryPolicy(attempts=4, wait_initial=0.05, wait_max=0.2),
+    )
+    proxy.set(Faults(expired=1.0, match=CHUNKS_ONLY))
+    with within(60), pytest.raises(zds.ChunkError, match=r"ExpiredToken|token has expired"):
+        stream.run()
+    assert stream.report.outcome == "failed"
+    assert stream.report.emitted == 0
+    assert balanced(stream.report)
+    assert s3_server.secret not in stream.report.error

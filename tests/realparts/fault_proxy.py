@@ -8,6 +8,7 @@ with `inject` (exactly so many), then those drawn from the seeded generator with
 - reset:     the connection is reset (RST); the server is not asked
 - hang:      no answer ever; the server is not asked
 - truncate:  the true answer's head, half of its body, then the end of the connection
+- expired:   400 with S3's ExpiredToken document; the server is not asked
 """
 
 import asyncio
@@ -23,14 +24,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-_KINDS = ("slow_down", "reset", "hang", "truncate")
-_SLOW_DOWN_BODY = (
-    b'<?xml version="1.0" encoding="UTF-8"?>\n'
-    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
-_SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(
-    _SLOW_DOWN_BODY
-)
+_KINDS = ("slow_down", "reset", "hang", "truncate", "expired")
+
+
+def _refusal(status: str, code: str, message: str) -> tuple[bytes, bytes]:
+    """Return the head and the body of an error as S3 words it."""
+    body = (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>'
+    ).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    return head, body
+
+
+_REFUSALS = {
+    "slow_down": _refusal("503 Slow Down", "SlowDown", "Please reduce your request rate."),
+    "expired": _refusal("400 Bad Request", "ExpiredToken", "The provided token has expired."),
+}
 _LINGER_ZERO = struct.pack("ii", 1, 0)  # closing a socket with this option sends RST in place of FIN
 _HEAD_LIMIT = 1 << 20
 
@@ -45,6 +54,7 @@ class Faults:
     reset: float = 0.0
     hang: float = 0.0
     truncate: float = 0.0
+    expired: float = 0.0
     #: Regular expression that a request's "METHOD target" must contain to be eligible.
     match: str = ""
 
@@ -202,8 +212,9 @@ class FaultProxy:
             case "hang":
                 await reader.read()  # until the client gives up
                 return False
-            case "slow_down":
-                return await self._send(writer, _SLOW_DOWN + (b"" if method == "HEAD" else _SLOW_DOWN_BODY))
+            case "slow_down" | "expired":
+                answer_head, answer_body = _REFUSALS[kind]
+                return await self._send(writer, answer_head + (b"" if method == "HEAD" else answer_body))
         to_server.write(head.encode() + body)
         await to_server.drain()
         answer = await _read_head(from_server)
