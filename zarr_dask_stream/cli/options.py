@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from types import EllipsisType
 from typing import Any
@@ -86,19 +86,20 @@ class StreamRequest(StoreRequest):
         letters: LetterFile | None = None,
         only_failed: FailedChunks | None = None,
         checkpoint: str | None = None,
+        client: Any = None,
         **options: Any,
     ) -> Iterator[ChunkStream]:
-        """Describe the stream, on the cluster that was asked for; both end with the block."""
+        """Describe the stream, on the cluster that was asked for; both end with the block. A `client` given stays."""
         spec = self.check()
         where = self.where if only_failed is None else only_failed.condition(spec, self.where)
         if letters is not None:
             letters.begin(spec)
-        with cluster(self.scheduler, self.workers) as client:
+        with nullcontext(client) if client is not None else cluster(self.scheduler, self.workers) as lent:
             yield stream_chunks(
                 self.url,
                 path=self.path,
                 storage_options=self.storage_options,
-                client=client,
+                client=lent,
                 region=self.region,
                 where=where,
                 concurrency=self.concurrency,
