@@ -86,14 +86,14 @@ def test_a_paused_stream_asks_for_nothing(
     taker = Taker(stream, data)
     with within(60):
         taker.start()
-        for after in (50, 200, 400):
+        for after in (50, 250):
             taker.wait_for(after)
             stream.pause()
             wait_until(lambda: watch.out == 0, what="what was in flight", timeout_s=20)
             time.sleep(0.1)  # an instruction may have been on its way while we looked
             wait_until(lambda: watch.out == 0, what="what was in flight", timeout_s=20)
             submitted, asked = watch.submitted, chunk_requests(http_store)
-            time.sleep(1.5)
+            time.sleep(1.0)
             assert (watch.submitted, chunk_requests(http_store)) == (submitted, asked)
             assert taker.taken == submitted < 600, "all that came back is handed out while paused"
             stream.resume()
@@ -153,16 +153,16 @@ def test_a_rate_that_changes_on_the_way_bounds_the_requests(
 ) -> None:
     data = write_rows(str(http_store.directory / "rows.zarr"), 600)
     stream = zds.stream_chunks(f"{http_store.url}/rows.zarr", client=client, concurrency=32)
-    stream.rate_limit = zds.RateLimit(requests=20)
+    stream.rate_limit = zds.RateLimit(requests=100)
     taker = Taker(stream, data)
     with within(60):
         taker.start()
         taker.wait_for(5)
-        for rate in (20, 60, 10):
+        for rate in (40, 10):
             stream.rate_limit = zds.RateLimit(requests=rate)
             time.sleep(1.0)  # what was under way at another rate comes in
             begin, asked = time.monotonic(), chunk_requests(http_store)
-            time.sleep(3.0)
+            time.sleep(2.5)
             asked = chunk_requests(http_store) - asked
             took = time.monotonic() - begin
             # The bucket holds a quarter of a second's worth.

@@ -49,9 +49,9 @@ def options_for(server: S3Server, proxy: FaultProxy, kind: str) -> dict[str, Any
 @pytest.mark.parametrize(
     ("kind", "ordered", "seed"),
     [
-        pytest.param("obstore", True, 1, marks=pytest.mark.sample),
-        ("obstore", False, 2),
-        pytest.param("s3fs", False, 3, marks=pytest.mark.sample),
+        ("obstore", True, 1),
+        pytest.param("obstore", False, 2, marks=pytest.mark.sample),
+        ("s3fs", False, 3),
         ("s3fs", True, 4),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_store_that_refuses_requests_is_asked_more_slowly(
     in_flight = 16
 
     def heal_in_time(_: int) -> None:
-        if len(ear.heard) == 4:
+        if len(ear.heard) == 3:
             proxy.set(Faults())
 
     stream = zds.stream_chunks(
@@ -137,9 +137,9 @@ def test_a_store_that_refuses_requests_is_asked_more_slowly(
         out = assemble_rows(stream, data, heal_in_time)
     assert_all_there(stream.report, out, data)
     assert stream.report.retries > 0
-    assert len(ear.heard) >= 4
+    assert len(ear.heard) >= 3
     first = ear.heard[0][2]
-    for (begin, asked, rate), (end, asked_by_then, _) in pairwise(ear.heard[:4]):
+    for (begin, asked, rate), (end, asked_by_then, _) in pairwise(ear.heard[:3]):
         took = end - begin
         # The rate climbs back to what it was before the first cut within twenty seconds; a bucket and what was out
         # already may come on top; and each read may be two requests.
