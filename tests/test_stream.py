@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -277,6 +278,36 @@ def test_hung_function_is_given_up_and_the_rest_delivered(url: str) -> None:
     hold.set()
 
 
+def test_a_function_that_raises_keyboard_interrupt_fails_its_chunk_only(url: str) -> None:
+    def bad(chunk: zds.Chunk) -> int:
+        if chunk.index == (1, 1):
+            raise KeyboardInterrupt
+        return 1
+
+    stream = zds.stream_chunks(url, on_error="skip").map(bad)
+    assert sum(chunk.data for chunk in stream) == 24
+    assert stream.report.dead_letters[0].error_type == "KeyboardInterrupt"
+
+
+def test_numpy_integers_are_integers(url: str) -> None:
+    assert len(list(zds.stream_chunks(url, concurrency=np.int64(1)).take(np.int64(2)))) == 2  # type: ignore[arg-type]
+
+
+def test_a_stream_travels_by_pickle_without_its_runs(url: str) -> None:
+    stream = zds.stream_chunks(url, concurrency=1).take(3)
+    list(stream)
+    again = pickle.loads(pickle.dumps(stream))
+    assert again.report.outcome == "not started"
+    assert [chunk.index for chunk in again] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_filled_chunks_are_counted(sparse: str) -> None:
+    stream = zds.stream_chunks(sparse)
+    assert len(list(stream)) == 4
+    assert stream.report.filled_missing == 2
+    assert "came as fill values" in str(stream.report)
+
+
 # -- reductions ---------------------------------------------------------------------------------------
 
 
@@ -486,6 +517,10 @@ def test_progress_callback(url: str) -> None:
         ({"concurrency": True}, "number of chunks"),
         ({"max_bytes": "lots"}, "max_bytes"),
         ({"max_bytes": 0}, "at least one byte"),
+        ({"max_bytes": 0.1}, "10%"),
+        ({"path": 1}, "path"),
+        ({"storage_options": 1}, "storage_options"),
+        ({"progress": lambda: 1}, "progress"),
         ({"max_bytes": "-5%"}, "at least one byte"),
         ({"missing": "ignore"}, "missing"),
         ({"ordered": "yes"}, "ordered"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from operator import index
+from typing import Any, Literal, SupportsIndex
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
@@ -16,7 +17,7 @@ from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 from zarr_dask_stream.stages.combine import Fold
-from zarr_dask_stream.stages.transform import Stage
+from zarr_dask_stream.stages.transform import Stage, check_function
 
 __all__ = [
     "OnError",
@@ -59,7 +60,7 @@ class Options:
 
 def check_count(name: str, of: str, value: Any) -> None:
     """Refuse what is neither a positive whole number nor None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1):
         raise UsageError(f"{name} is a number of {of}, at least one, or None, got {value!r}")
 
 
@@ -77,6 +78,8 @@ def check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> N
         raise UsageError(f"ordered must be True or False, got {ordered!r}")
     if not callable(progress) and not isinstance(progress, bool):
         raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
+    if callable(progress):
+        check_function(progress, "progress", "done and total", arguments=2)
     if not callable(on_error) and on_error not in ("raise", "skip"):
         raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
 

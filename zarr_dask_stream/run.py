@@ -312,7 +312,7 @@ def _stored_only(options: Options, runs: Iterable[range]) -> Iterable[range]:
     """Leave out what a listing of the store shows to be absent; where it can't be listed, ask chunk by chunk."""
     try:
         numbers = np.fromiter(stored_numbers(options.spec, options.plan.box), np.int64)
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         logger.info("the store can't be listed, absent chunks are asked for one by one: %s", error)
         return runs
     return Sieve(runs, numbers)

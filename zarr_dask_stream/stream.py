@@ -9,8 +9,9 @@ import dataclasses
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from operator import index
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import (
@@ -165,7 +166,10 @@ def stream_chunks(
     check_client(client)
     ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
     check_kind("checkpoint", Checkpoint, ledger)
-    limits = WindowLimits(chunks=concurrency, nbytes=memory_budget(max_bytes))
+    if not isinstance(path, str):
+        raise UsageError(f"path is text, the array's place inside the store, got {path!r}")
+    check_kind("storage_options", Mapping, storage_options)
+    limits = WindowLimits(chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes))
     observers = check_callbacks(callbacks)
     spec = _open(array, path, storage_options)
     plan = ChunkPlan(spec.grid, parse_region(region, spec.shape), where)
@@ -278,7 +282,7 @@ class ChunkStream:
 
     def take(self, n: int) -> ChunkStream:
         """Hand out `n` items and end; where nothing is filtered, exactly `n` chunks are read."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:  # type: ignore[redundant-expr]  # a bool is an int
+        if isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 0:  # type: ignore[redundant-expr]  # a bool is an int
             raise UsageError(f"take needs a number of items >= 0, got {n!r}")
         limit = self._options.limit
         return self._with(limit=n if limit is None else min(limit, n))
@@ -399,6 +403,10 @@ class ChunkStream:
         """Cancel every run of this stream; closing twice does no harm."""
         for run in list(self._runs):
             run.stop()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Runs, reports and clients belong to this process: what travels is the description.
+        return ChunkStream, (dataclasses.replace(self._options, client=None),)
 
     def __enter__(self) -> Self:
         return self

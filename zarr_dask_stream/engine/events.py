@@ -117,6 +117,7 @@ class BatchStats:
     worker: str = ""
     zombies: int = 0
     hedges: int = 0
+    filled: int = 0
 
 
 @dataclass(slots=True)

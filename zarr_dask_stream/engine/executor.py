@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import operator
 import time
 import uuid
 from collections import deque
@@ -31,6 +32,7 @@ from dask.utils import parse_bytes
 from distributed.comm.core import connect
 from distributed.deploy.spec import close_clusters
 from distributed.system import MEMORY_LIMIT
+from distributed.utils_comm import gather_from_workers
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
 
 from zarr_dask_stream.engine.events import (
@@ -69,6 +71,7 @@ _CONNECT_S = 10.0  # how long a scheduler may take to answer for the first time
 _RECONNECT_S = 30.0  # how long a lost scheduler may take to come back
 _SILENT_S = 120.0  # how long a scheduler may leave a question unanswered while the connection stands
 _GOODBYE_S = 5.0  # how long the last message to a scheduler may take
+_QUESTIONS = 5  # so often workers are asked for results, when each time one of them dies meanwhile
 _NOWHERE = ""  # what a suspect is bound to while there is no worker
 _INLINE_BYTES = 256 * 1024  # a larger description of the work travels once per worker, not per task
 
@@ -163,7 +166,7 @@ class SerialExecutor:
         self.close()
 
 
-def memory_budget(amount: float | str) -> int:
+def memory_budget(amount: int | str) -> int:
     """Turn bytes, a size such as "512 MiB" or a share such as "10%" of this host's memory into bytes.
 
     The host's memory is what the container or the kernel allows this process, whichever is less.
@@ -182,10 +185,12 @@ def memory_budget(amount: float | str) -> int:
     try:
         if isinstance(amount, str) and amount.strip().endswith("%"):
             nbytes = int(float(amount.strip()[:-1]) / 100 * MEMORY_LIMIT)
+        elif isinstance(amount, str):
+            nbytes = int(parse_bytes(amount))
         elif isinstance(amount, bool):
             raise UsageError(expected)
         else:
-            nbytes = int(parse_bytes(amount)) if isinstance(amount, str) else int(amount)
+            nbytes = operator.index(amount)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(expected) from None
     if nbytes < 1:
@@ -492,6 +497,8 @@ class DaskExecutor:
         self._workers: tuple[str, ...] = ()
         self._suspects: deque[Batch] = deque()
         self._bound: dict[str, int] = {}
+        self._questions: set[asyncio.Task[dict[Any, Any]]] = set()
+        self._interrupted: set[asyncio.Task[dict[Any, Any]]] = set()
         self._farewells: deque[asyncio.Task[None]] = deque(maxlen=64)
         self._run = uuid.uuid4().hex[:8]
         self._task = delayed(_by_name("_run_on_worker"), pure=False)
@@ -717,6 +724,8 @@ class DaskExecutor:
 
     async def _fetch(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | _Arrived]:
         """Bring results home, directly from the workers where they can be reached."""
+        if self._direct is None:
+            self._direct = await self._can_reach_workers()
         inputs: list[Input | _Arrived] = []
         finished = {}
         for batch, future in futures.items():
@@ -724,30 +733,71 @@ class DaskExecutor:
                 finished[batch] = future
             else:
                 inputs.append(await self._judge(batch, future))
-        if finished:
-            inputs += await self._gather(finished)
-        for batch in futures:
-            self._futures.pop(batch, None)
-        self._unbind(futures)
+        begin = time.monotonic()
+        results = await self._from_workers(finished) if finished and self._direct else {}
+        spent = (time.monotonic() - begin) / max(len(results), 1)
+        inputs += [_arrival(batch, result, spent) for batch, result in results.items()]
+        rest = {batch: future for batch, future in finished.items() if batch not in results}
+        if rest:  # on its own: what is here already should not wait for it
+            self._gathers.add(asyncio.ensure_future(self._through_scheduler(rest)))
+        self._forget(batch for batch in futures if batch not in rest)
         return inputs
 
-    async def _gather(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | _Arrived]:
-        if self._direct is None:
-            self._direct = await self._can_reach_workers()
+    async def _from_workers(self, futures: dict[int, distributed.Future[Any]]) -> dict[int, Any]:
+        """Ask the workers that hold results; what is not there any more is left out.
+
+        A worker that dies in the middle would be waited for until its connection times out, half a minute
+        later. Its death interrupts the question instead, and the others are asked again.
+        """
+        batches: dict[Any, int] = {future.key: batch for batch, future in futures.items()}
+        for _ in range(_QUESTIONS):
+            question = asyncio.ensure_future(self._ask(list(batches)))
+            self._questions.add(question)
+            try:
+                return {batches[key]: result for key, result in (await question).items()}
+            except asyncio.CancelledError:
+                if question not in self._interrupted:
+                    raise
+            except Exception:  # noqa: BLE001  # whatever it was, there is a second way
+                break
+            finally:
+                self._questions.discard(question)
+                self._interrupted.discard(question)
+        return {}
+
+    async def _ask(self, keys: list[Any]) -> dict[Any, Any]:
+        who_has = await self._client.scheduler.who_has(keys=keys)
+        held = {key: workers for key, workers in who_has.items() if workers}
+        data: dict[Any, Any] = {}
+        if held:
+            data, *_ = await gather_from_workers(held, rpc=self._client.rpc)
+        return data
+
+    async def _through_scheduler(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | _Arrived]:
+        """Have the scheduler bring results; one that was lost with its worker is made again first."""
         begin = time.monotonic()
+        inputs: list[Input | _Arrived]
         try:
-            results = await _soon(self._client.gather(list(futures.values()), direct=self._direct, asynchronous=True))
+            results = await _soon(self._client.gather(list(futures.values()), direct=False, asynchronous=True))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # a result that was lost on its way is read again
             why = f"its result was lost on the way: {error}"
-            return [
+            inputs = [
                 await self._judge(batch, future) if future.status == "error" else BatchLost(batch, why, None, 0)
                 for batch, future in futures.items()
             ]
-        spent = (time.monotonic() - begin) / len(futures)
-        kinds = [_Arrived if isinstance(result, Parcel) else BatchDone for result in results]
-        return [kind(batch, result, spent) for kind, batch, result in zip(kinds, futures, results, strict=True)]
+        else:
+            spent = (time.monotonic() - begin) / len(futures)
+            inputs = [_arrival(batch, result, spent) for batch, result in zip(futures, results, strict=True)]
+        self._forget(futures)
+        return inputs
+
+    def _forget(self, batches: Iterable[int]) -> None:
+        gone = set(batches)
+        for batch in gone:
+            self._futures.pop(batch, None)
+        self._unbind(gone)
 
     async def _judge(self, batch: int, future: distributed.Future[Any]) -> Input:
         """Say why a task has no result."""
@@ -818,6 +868,9 @@ class DaskExecutor:
         ours = list(self._batch_of.items())
         lost = {batch: key for key, batch in ours if batch == bound or (key in keys and not expected)}
         self._unbind(lost)
+        for question in list(self._questions):
+            self._interrupted.add(question)
+            question.cancel()
         futures = []
         for batch, key in lost.items():
             self._batch_of.pop(key, None)
@@ -873,6 +926,10 @@ class DaskExecutor:
         self._futures.clear()
         if futures and self._client.status == "running":
             await self._call_back(futures)
+
+
+def _arrival(batch: int, result: Any, spent: float) -> Input | _Arrived:
+    return (_Arrived if isinstance(result, Parcel) else BatchDone)(batch, result, spent)
 
 
 def _close_cluster(client: Any) -> None:

@@ -166,9 +166,9 @@ class _Run:
             if work.stages:
                 assert chunk is not None
                 chunk = apply(chunk)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  # a user's function may raise anything, SystemExit too
+        except BaseException as error:
+            if _is_ctrl_c(error):
+                raise
             self._fail(number, error, in_function=True)
             return
         if chunk is not None and work.fold is not None and not self._fold(work.fold, number, chunk):
@@ -203,9 +203,9 @@ class _Run:
                 merge_partials(fold.reducer, self.partials, alone)
             else:
                 fold.add(self.partials, chunk)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  # a user's reducer may raise anything, SystemExit too
+        except BaseException as error:
+            if _is_ctrl_c(error):
+                raise
             with self.lock:
                 if not (untouched or self.abandoned):
                     self._forget_partials()
@@ -272,6 +272,7 @@ class _Run:
         result.stats.worker = self.worker
         result.stats.zombies = zombies()
         result.missing = frozenset(self.missing)
+        result.stats.filled = len(self.missing)
         result.values, nbytes = _pack(self.values)
         result.stats.bytes_result = nbytes
         if self.work.fold is not None:
@@ -384,6 +385,11 @@ def zombies() -> int:
     """Count threads of this process that were left behind and still run."""
     _zombies[:] = [thread for thread in _zombies if thread.is_alive()]
     return len(_zombies)
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether a person stops this program; elsewhere than in the main thread a function has raised it itself."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
 def _here() -> str:

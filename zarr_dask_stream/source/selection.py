@@ -89,8 +89,7 @@ def _parse_axis(entry: object, length: int, axis: int) -> slice:
 def _parse_slice(entry: slice, length: int, where: str) -> slice:
     if entry.step not in (None, 1):
         raise UsageError(
-            f"{where}: a region is contiguous, got step {entry.step}; "
-            "take the step on the chunks' data, or use stream_slices(step=...)"
+            f"{where}: a region is contiguous, got step {entry.step}; take the step on the data of the chunks"
         )
     try:
         start, stop, _ = entry.indices(length)

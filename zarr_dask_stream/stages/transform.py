@@ -62,8 +62,8 @@ def compile_stages(stages: Sequence[Stage]) -> Callable[[Chunk], Chunk | None]:
     return run
 
 
-def check_function(fn: Any, what: str, takes: str) -> None:
-    """Raise UsageError unless `fn` can be called with one positional argument.
+def check_function(fn: Any, what: str, takes: str, *, arguments: int = 1) -> None:
+    """Raise UsageError unless `fn` can be called with so many positional arguments.
 
     Parameters
     ----------
@@ -79,7 +79,8 @@ def check_function(fn: Any, what: str, takes: str) -> None:
     except (TypeError, ValueError):
         return  # builtins and ufuncs don't tell
     try:
-        signature.bind(None)
+        signature.bind(*[None] * arguments)
     except TypeError as error:
         name = getattr(fn, "__name__", repr(fn))
-        raise UsageError(f"{what} calls {name}{signature} with one argument, {takes}: {error}") from None
+        count = "one argument" if arguments == 1 else f"{arguments} arguments"
+        raise UsageError(f"{what} calls {name}{signature} with {count}, {takes}: {error}") from None

@@ -55,6 +55,8 @@ class Report(Callback):
         The array.
     total : int or None
         Chunks planned for this run; None while a `where` predicate has not been walked to its end.
+    filled_missing : int
+        Chunks that are not stored and came as fill values (``missing="fill"``), reductions included.
     resumed : int
         Chunks done by earlier runs on the same checkpoint, not counted in `total`.
     emitted, filtered, skipped_missing, dead_lettered, cancelled : int
@@ -89,6 +91,7 @@ class Report(Callback):
     dead_lettered: int = 0
     cancelled: int = 0
     resumed: int = 0
+    filled_missing: int = 0
     retries: int = 0
     hedges: int = 0
     batches: int = 0
@@ -132,6 +135,7 @@ class Report(Callback):
             return
         self.batches += 1
         self.hedges += stats.hedges
+        self.filled_missing += stats.filled
         self.bytes_stored += stats.bytes_stored
         self.bytes_decoded += stats.bytes_decoded
         spent = self.time
@@ -219,7 +223,8 @@ class Report(Callback):
         """Return the account as plain data for JSON."""
         names = (
             "url", "outcome", "error", "total", "emitted", "filtered", "skipped_missing", "dead_lettered",
-            "cancelled", "resumed", "retries", "hedges", "batches", "batches_lost", "bytes_stored", "bytes_decoded",
+            "cancelled", "resumed", "filled_missing", "retries", "hedges", "batches", "batches_lost",
+            "bytes_stored", "bytes_decoded",
             "peak_chunks_in_flight", "peak_bytes_in_flight", "wall_s",
         )  # fmt: skip
         report = {name: getattr(self, name) for name in names}
@@ -251,6 +256,8 @@ class Report(Callback):
             ),
             ("tasks", f"{self.batches:,} on {len(self.workers)} worker(s), {self.batches_lost} lost"),
         ]
+        if self.filled_missing:
+            rows.append(("not stored", f"{self.filled_missing:,} chunks came as fill values"))
         if self.retries or self.hedges:
             rows.append(("again", f"{self.retries:,} retries, {self.hedges:,} hedges"))
         where = sum(self.time.values())
