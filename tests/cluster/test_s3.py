@@ -267,7 +267,7 @@ def test_faults_that_pass_are_healed(
 
 
 @ROADS
-@pytest.mark.parametrize("kind", ["slow_down", "reset", "truncate", "hang"])
+@pytest.mark.parametrize("kind", ["slow_down", "reset", pytest.param("truncate", marks=pytest.mark.slow), "hang"])
 def test_each_fault_costs_a_retry_of_its_chunk_alone(
     s3: S3Server, fault_proxy: StartProxy, data: np.ndarray, road: Any, kind: str
 ) -> None:
@@ -288,7 +288,7 @@ def test_each_fault_costs_a_retry_of_its_chunk_alone(
 
 
 @ROADS
-@pytest.mark.parametrize("kind", ["slow_down", "truncate"])
+@pytest.mark.parametrize("kind", ["slow_down", pytest.param("truncate", marks=pytest.mark.slow)])
 def test_a_fault_that_stays_is_a_dead_letter(
     s3: S3Server, fault_proxy: StartProxy, data: np.ndarray, road: Any, kind: str
 ) -> None:

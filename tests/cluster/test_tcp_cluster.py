@@ -244,7 +244,7 @@ def test_a_client_that_is_closed_in_mid_stream_is_an_error(
 # -- futures that are taken away ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", [slowly, heavy])
+@pytest.mark.parametrize("function", [pytest.param(slowly, marks=pytest.mark.slow), heavy])
 @pytest.mark.parametrize("how", ["cancel", "restart"])
 def test_futures_taken_away_from_outside_are_read_again(
     steady: Client, url: str, data: np.ndarray, how: str, function: Any
