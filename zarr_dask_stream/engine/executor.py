@@ -667,7 +667,12 @@ class DaskExecutor:
     async def _start(self) -> Threads:
         if not self._own_cluster:  # the worker inside this process does not die before it
             _Obituaries.tell(self._client, self)
-        await self._poll()
+        # In a task of its own: this may be the caller's task, and what is awaited in there (`wait_for` before
+        # Python 3.12) can swallow its cancellation. `wait` does not.
+        self._polling = asyncio.ensure_future(self._poll())
+        await asyncio.wait({self._polling})
+        polled, self._polling = self._polling, None
+        polled.result()
         self._inputs.clear()
         return self._threads
 
