@@ -17,7 +17,9 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 import zarr_dask_stream as zds
+from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.hedging import Hedge, Stragglers
+from zarr_dask_stream.source.reader import read_chunks
 
 
 class SlowOnce(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no annotations
@@ -56,14 +58,23 @@ def slow(tmp_path: Path) -> Iterator[str]:
     SlowOnce.hangs = ()
 
 
-def test_hung_requests_are_sent_again_and_the_first_answer_wins(slow: str) -> None:
+@pytest.mark.parametrize("hangs", [("41", "55"), ("1",)], ids=["later", "before anything is usual"])
+def test_hung_requests_are_sent_again_and_the_first_answer_wins(slow: str, hangs: tuple[str, ...]) -> None:
+    SlowOnce.hangs = hangs
     hedge = Hedge(quantile=0.9, factor=3.0, min_s=0.05, budget=0.2)
     stream = zds.stream_chunks(slow, hedge=hedge, timeout=20)
     assert [int(chunk.data[0]) for chunk in stream] == list(range(1, 61))
-    assert stream.report.hedges >= 2
+    assert stream.report.hedges >= len(hangs)
     assert stream.report.retries == 0
     assert stream.report.wall_s < 15
-    assert SlowOnce.asked.count("41") == 2
+    assert [SlowOnce.asked.count(name) for name in hangs] == [2] * len(hangs)
+
+
+def test_requests_sent_before_anything_is_usual_are_hedged_too(slow: str) -> None:
+    """All sixty are on their way before the first answer tells what is usual; one hangs for half a minute."""
+    reads = list(read_chunks(open_array(slow), range(60), concurrency=60, hedge=Hedge(min_s=0.05), timeout=25))
+    assert sorted(int(read.data[0]) for read in reads if read.data is not None) == list(range(1, 61))
+    assert {41, 55} <= {read.number for read in reads if read.hedged}
 
 
 def test_without_a_hedge_nothing_is_asked_twice(slow: str) -> None:

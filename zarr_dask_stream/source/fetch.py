@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import math
 import queue
 import threading
 from collections import deque
@@ -29,6 +28,7 @@ __all__ = ["Answer", "Fetcher", "Limit", "Request", "coalesce"]
 MAX_AHEAD_BYTES = 1 << 28
 _CLOSE_S = 5.0
 _POLL_S = 0.25
+_LOOK_AGAIN_S = 0.1  # a request that may be sent twice is thought about so often
 # Below this a longer answer says more about this host than about the store.
 _SHORT_S = 0.005
 # An answer this many times slower than the fastest still did not wait for others / surely did.
@@ -214,11 +214,14 @@ class Fetcher:
         copies = {self._copy(request)}
         hedged = False
         try:
-            patience = self._stragglers.patience(chunks=1)
-            await asyncio.wait(copies, timeout=None if math.isinf(patience) else patience)
-            if not next(iter(copies)).done() and self._stragglers.afford(1):
-                copies.add(self._copy(request))
-                hedged = True
+            while not hedged and not next(iter(copies)).done():
+                # What is usual may only show while this request is out: the first ones all start at once.
+                left = self._stragglers.patience(chunks=1) - (perf_counter() - begin)
+                if left <= 0 and self._stragglers.afford(1):
+                    copies.add(self._copy(request))
+                    hedged = True
+                else:
+                    await asyncio.wait(copies, timeout=min(left, _LOOK_AGAIN_S) if left > 0 else _LOOK_AGAIN_S)
             while True:
                 done, running = await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
                 good = [copy for copy in done if copy.exception() is None]
