@@ -28,7 +28,7 @@ from realparts.fault_proxy import FaultProxy
 from realparts.http_files import HttpStore
 from zarr_dask_stream.cli import command
 from zarr_dask_stream.cli.command import zds
-from zarr_dask_stream.engine import executor
+from zarr_dask_stream.engine import cluster
 
 
 def run(*args: str) -> Result:
@@ -155,7 +155,7 @@ def test_a_server_out_of_reach_is_exit_code_3() -> None:
 
 
 def test_a_scheduler_out_of_reach_is_exit_code_3(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_CONNECT_S", 0.5)
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)
     text = sentence(run("stats", url, "--path", "good", "--scheduler", "tcp://127.0.0.1:9"), 3)
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in text
 

@@ -14,14 +14,11 @@ from types import TracebackType
 from typing import Any, Self, SupportsIndex
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
+from zarr_dask_stream.engine.cluster import check_client, memory_budget
 from zarr_dask_stream.engine.events import (
     Input,
 )
-from zarr_dask_stream.engine.executor import (
-    check_client,
-    delayed_chunks,
-    memory_budget,
-)
+from zarr_dask_stream.engine.payload import delayed_chunks
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit

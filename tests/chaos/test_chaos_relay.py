@@ -13,7 +13,7 @@ from distributed import Client
 import zarr_dask_stream as zds
 from chaos.scene import assemble_rows, assert_all_there, write_rows
 from realparts.leaks import LeakCheck
-from zarr_dask_stream.engine.executor import DaskExecutor
+from zarr_dask_stream.engine.gather import Gatherer
 
 pytestmark = pytest.mark.cluster
 
@@ -35,10 +35,10 @@ def variously(chunk: zds.Chunk) -> Any:
 def hide_workers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return a function after whose call no stream reaches a worker directly."""
 
-    async def no(_: DaskExecutor) -> bool:
+    async def no(_: Gatherer) -> bool:
         return False
 
-    return lambda: monkeypatch.setattr(DaskExecutor, "_can_reach_workers", no)
+    return lambda: monkeypatch.setattr(Gatherer, "_can_reach_workers", no)
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -20,7 +20,7 @@ from rich.table import Table
 from zarr_dask_stream.cli.interrupt import cluster
 from zarr_dask_stream.cli.options import StreamRequest, output_options, stream_options
 from zarr_dask_stream.cli.present import facts, print_json, screen, show
-from zarr_dask_stream.engine.executor import embedded_cluster
+from zarr_dask_stream.engine.cluster import embedded_cluster
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.chunk import Chunk

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import click
 
+from zarr_dask_stream.engine.cluster import connected, leave_cluster_alone
 from zarr_dask_stream.engine.events import BatchFinished, BatchSubmitted, Callback
-from zarr_dask_stream.engine.executor import connected, leave_cluster_alone
 from zarr_dask_stream.stream import ChunkStream
 
 __all__ = ["Drain", "Terminated", "cluster", "heed_termination"]

@@ -18,7 +18,7 @@ from zarr_dask_stream.cli.expression import IndexExpression, parse_region_text
 from zarr_dask_stream.cli.interrupt import Drain, cluster
 from zarr_dask_stream.cli.letters import FailedChunks, LetterFile
 from zarr_dask_stream.engine.checkpoint import Checkpoint
-from zarr_dask_stream.engine.executor import memory_budget
+from zarr_dask_stream.engine.cluster import memory_budget
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError

@@ -1,0 +1,168 @@
+"""Clients and clusters: found, checked, started and ended; and how much memory this host has for a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dask
+import distributed
+from dask.utils import parse_bytes
+from distributed.comm.core import connect
+from distributed.deploy.spec import close_clusters
+from distributed.system import MEMORY_LIMIT
+from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
+
+from zarr_dask_stream.errors import ClusterError, UsageError
+
+__all__ = [
+    "active_client",
+    "check_client",
+    "close_cluster",
+    "connected",
+    "embedded_cluster",
+    "in_dask_task",
+    "leave_cluster_alone",
+    "memory_budget",
+]
+
+_CONNECT_S = 10.0  # how long a scheduler may take to answer for the first time
+
+
+def memory_budget(amount: int | str) -> int:
+    """Turn bytes, a size such as "512 MiB" or a share such as "10%" of this host's memory into bytes.
+
+    The host's memory is what the container or the kernel allows this process, whichever is less.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or not positive.
+
+    Examples
+    --------
+    >>> memory_budget("512 MiB") == memory_budget(512 * 2**20) == 536870912
+    True
+    """
+    expected = f'max_bytes is bytes, a size such as "512 MiB" or a share such as "10%", got {amount!r}'
+    try:
+        if isinstance(amount, str) and amount.strip().endswith("%"):
+            nbytes = int(float(amount.strip()[:-1]) / 100 * MEMORY_LIMIT)
+        elif isinstance(amount, str):
+            nbytes = int(parse_bytes(amount))
+        elif isinstance(amount, bool):
+            raise UsageError(expected)
+        else:
+            nbytes = operator.index(amount)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(expected) from None
+    if nbytes < 1:
+        raise UsageError(f"{expected}: it must be at least one byte")
+    return nbytes
+
+
+def in_dask_task() -> bool:
+    """Whether the calling thread is running a Dask task."""
+    return getattr(thread_state, "key", None) is not None
+
+
+def active_client() -> distributed.Client | None:
+    """Return the client that a plain ``dask.compute`` would use here, or None."""
+    if in_dask_task():
+        client: distributed.Client = distributed.get_client()
+        return client
+    try:
+        client = distributed.default_client()
+    except ValueError:
+        return None
+    return client
+
+
+def check_client(client: Any) -> None:
+    """Raise UsageError unless `client` is a running ``distributed.Client`` or None."""
+    if client is None:
+        return
+    if not isinstance(client, distributed.Client):
+        raise UsageError(
+            f"client must be a distributed.Client, got {type(client).__name__}; "
+            "for an address use distributed.Client(address)"
+        )
+    if client.status in ("closed", "closing"):
+        raise UsageError("the client is closed: make a new distributed.Client")
+
+
+def embedded_cluster(threads: int | None = None, processes: int = 0) -> distributed.Client:
+    """Start a cluster on this host; whoever asked for it closes the client and its ``.cluster``.
+
+    Parameters
+    ----------
+    threads : int, optional
+        Task threads; as many as there are processors by default.
+    processes : int
+        0: one worker inside this process. Otherwise so many worker processes.
+    """
+    threads = threads or dask.system.CPU_COUNT
+    cluster = distributed.LocalCluster(
+        n_workers=processes or 1,
+        threads_per_worker=max(threads // processes, 1) if processes else threads,
+        processes=bool(processes),
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
+        # A worker inside this process would count all of this process's memory as its own and pause.
+        memory_limit="auto" if processes else None,
+    )
+    return distributed.Client(cluster, set_as_default=False)
+
+
+@contextmanager
+def connected(address: str | None = None, processes: int = 0) -> Iterator[distributed.Client | None]:
+    """Lend a client of the scheduler at `address`, or of a cluster of so many processes on this host.
+
+    With neither, lend None: a stream then finds or starts a cluster by itself. What was started here is
+    ended with the block.
+
+    Raises
+    ------
+    ClusterError
+        If no scheduler answers at `address` within ten seconds.
+    """
+    if address:
+        try:
+            asyncio.run(_knock(address))
+        except (OSError, ValueError, TypeError) as error:
+            raise ClusterError(
+                f"no Dask scheduler answers at {address} ({error}); expected an address such as tcp://host:8786"
+            ) from error
+        with distributed.Client(address, timeout=_CONNECT_S, set_as_default=False) as client:
+            yield client
+    elif processes:
+        client = embedded_cluster(processes=processes)
+        try:
+            yield client
+        finally:
+            close_cluster(client)
+    else:
+        yield None
+
+
+def leave_cluster_alone() -> None:
+    """Let Dask not close clusters when Python ends: one that was interrupted while it started can't be."""
+    atexit.unregister(close_clusters)
+
+
+async def _knock(address: str) -> None:
+    """Connect and leave again: a Client that finds nobody takes half a minute to be rid of."""
+    security = distributed.Security().get_connection_args("client")
+    comm = await connect(address, timeout=_CONNECT_S, **security)
+    await comm.close()
+
+
+def close_cluster(client: Any) -> None:
+    """Close a client and the cluster that was started with it."""
+    cluster = client.cluster
+    client.close()
+    cluster.close()

@@ -1,0 +1,118 @@
+"""A stream's work on its way out: packed once, unpacked once in each worker process, run there as a Dask task."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import cloudpickle
+import distributed
+from dask.delayed import delayed
+from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
+
+from zarr_dask_stream.engine.parcel import pack_result
+from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
+from zarr_dask_stream.errors import ClusterError, UsageError
+from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.selection import ChunkPlan
+
+__all__ = ["delayed_chunks", "pack_work", "package_version", "remote_batch"]
+
+
+@functools.lru_cache(maxsize=32)
+def _unpack(payload: bytes) -> Work:
+    work = cloudpickle.loads(payload)
+    assert isinstance(work, Work)
+    return work
+
+
+def _by_name(function: str) -> Callable[..., Any]:
+    """Return a function that finds one of this module only when it is called.
+
+    It travels by value: a worker that can't unpack a task for want of a package dies of it, and the next
+    one too. This one can be unpacked everywhere, on the scheduler as well, and fails politely.
+    """
+    module = __name__
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*args)
+
+    return call
+
+
+def remote_batch() -> Any:
+    """Return the delayed function ``(payload, ranges, version)`` that runs one batch on a worker."""
+    return delayed(_by_name("_run_on_worker"), pure=False)
+
+
+def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> Any:
+    """Run one batch as a Dask task; the only thing of ours that Dask ever calls."""
+    here = package_version()
+    worker = distributed.get_worker()
+    if version != here:
+        raise ClusterError(
+            f"worker {worker.address} has zarr_dask_stream {here}, the client has {version}: "
+            "install the same version on both"
+        )
+    key: Any = getattr(thread_state, "key", None)
+    tasks = worker.state.tasks
+
+    def cancelled() -> bool:
+        task = tasks.get(key)
+        return task is None or task.state not in ("executing", "long-running")
+
+    result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+    return result if worker.address.startswith("inproc://") else pack_result(result)
+
+
+@functools.cache
+def package_version() -> str:
+    """Version of this package in this process."""
+    try:
+        return importlib.metadata.version("zarr-dask-stream")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _read_one(payload: bytes, number: int) -> Chunk:
+    """Read one chunk for `delayed_chunks`; failures are raised."""
+    work = _unpack(payload)
+    result = run_batch(work, (range(number, number + 1),))
+    if result.failures:
+        failure = result.failures[0]
+        raise failure.error or RuntimeError(f"{failure.error_type}: {failure.message}")
+    if not result.numbers:
+        return Chunk.planned(work.plan(), number, None, missing=bool(result.skipped))
+    return Chunk.planned(work.plan(), number, result.values[0], missing=bool(result.missing))
+
+
+def delayed_chunks(work: Work, plan: ChunkPlan) -> Iterable[Any]:
+    """Yield one ``dask.delayed`` for each planned chunk, for people who compose their own graphs."""
+    payload = pack_work(work)
+    token = hashlib.blake2b(payload, digest_size=8).hexdigest()
+    read = delayed(_by_name("_read_one"), pure=False)
+    for number in plan:
+        index = "-".join(map(str, plan.grid.index(number))) or "0"
+        yield read(payload, number, dask_key_name=f"zds-chunk-{token}-{index}")
+
+
+def pack_work(work: Work) -> bytes:
+    """Pickle the work, or say which of the user's functions refuses."""
+    try:
+        return bytes(cloudpickle.dumps(work))
+    except Exception as error:
+        parts = [*work.stages, *([work.fold] if work.fold else []), work.retry]
+        for part in parts:
+            try:
+                cloudpickle.dumps(part)
+            except Exception as cause:
+                raise UsageError(
+                    f"{type(part).__name__.lower()}: its function can't be sent to the workers "
+                    f"({type(cause).__name__}: {cause}). Functions travel by pickle: create locks, files "
+                    "and connections inside the function instead of closing over them"
+                ) from cause
+        raise UsageError(f"the stream can't be sent to the workers: {error}") from error
