@@ -14,6 +14,7 @@ from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.engine.window import WindowLimits
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
+from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 from zarr_dask_stream.stages.combine import Fold
@@ -56,6 +57,12 @@ class Options:
     requests: int | None = None
     hedge: Hedge | None = None
     checkpoint: Checkpoint | None = None
+    blocks: Blocks | None = None
+
+    @property
+    def item_nbytes(self) -> int:
+        """Decoded bytes of one item: a chunk, or a box that is put together."""
+        return self.spec.chunk_nbytes if self.blocks is None else self.blocks.nbytes
 
 
 def check_count(name: str, of: str, value: Any) -> None:

@@ -38,13 +38,15 @@ from zarr_dask_stream.engine.executor import (
     SerialExecutor,
     choose_executor,
 )
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Restart, Submit, Supervisor
-from zarr_dask_stream.engine.supervisor import Fold as FoldIn
+from zarr_dask_stream.engine.instructions import Abort, Cancel, Instruction, Notify, Restart, Submit
+from zarr_dask_stream.engine.instructions import Fold as FoldIn
+from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window
 from zarr_dask_stream.errors import ChunkError, StoreError, UsageError
 from zarr_dask_stream.options import Options
+from zarr_dask_stream.source.assemble import stored_blocks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.reader import stored_numbers
 from zarr_dask_stream.source.selection import Sieve
@@ -114,13 +116,13 @@ class Run:
             # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
             Batcher(BatchLimits(target_s=_LOCAL_TASK_S if o.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S)),
             o.retry,
-            chunk_nbytes=o.spec.chunk_nbytes,
+            chunk_nbytes=o.item_nbytes,
             total=total,
             ordered=o.ordered,
             limit=o.limit,
             deliver=self._deliver,
             depth=1 if isinstance(self.executor, SerialExecutor) else None,
-            throttle=Throttle(o.rate_limit, o.spec.chunk_nbytes),
+            throttle=Throttle(o.rate_limit, o.item_nbytes),
             hedge=o.hedge,
             rng=random.Random(os.urandom(8)),  # noqa: S311  # jitter must differ from client to client
         )
@@ -135,7 +137,8 @@ class Run:
         machine, plan = self._machine, self._options.plan
         spec = self._options.spec
         resumed = 0 if self._ledger is None else len(self._ledger.done)
-        self._tell(RunStarted(0.0, self._total, spec.chunk_nbytes, spec.grid.grid_shape, spec.store.url, resumed))
+        grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
+        self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
         self._do(machine.handle(threads, self._now()))
         while not self._stopped:
             item = machine.take()
@@ -311,7 +314,10 @@ class Run:
 def _stored_only(options: Options, runs: Iterable[range]) -> Iterable[range]:
     """Leave out what a listing of the store shows to be absent; where it can't be listed, ask chunk by chunk."""
     try:
-        numbers = np.fromiter(stored_numbers(options.spec, options.plan.box), np.int64)
+        if options.blocks is not None:
+            numbers = stored_blocks(options.blocks)
+        else:
+            numbers = np.fromiter(stored_numbers(options.spec, options.plan.box), np.int64)
     except (StoreError, OSError) as error:
         logger.info("the store can't be listed, absent chunks are asked for one by one: %s", error)
         return runs
@@ -326,7 +332,7 @@ def _ledger_of(options: Options) -> Ledger:
         "array": spec.store.url,
         "path": spec.path,
         "shape": list(spec.shape),
-        "chunks": list(spec.chunks),
+        "chunks": list(o.plan.grid.chunks),
         "region": [[s.start, s.stop] for s in o.plan.box],
         "missing": o.missing,
         "stages": [type(stage).__name__.lower() for stage in o.stages],
@@ -335,7 +341,8 @@ def _ledger_of(options: Options) -> Ledger:
     }
     parts = {
         "about": about,
-        "metadata": spec.fingerprint,
+        "metadata": spec.fingerprint if o.blocks is None else o.blocks.fingerprints,
+        **({} if o.plan.halo is None else {"halo": [list(o.plan.halo.depth), list(o.plan.halo.boundary)]}),
         "where": identity(o.plan.where),
         "stages": identity(o.stages),
         "fold": identity(o.fold),

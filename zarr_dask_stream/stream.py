@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import index
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
@@ -36,7 +36,9 @@ from zarr_dask_stream.options import (
 )
 from zarr_dask_stream.run import Run, Wait
 from zarr_dask_stream.source.array import ArraySpec, open_array
+from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.halo import parse_halo
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
 from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
@@ -241,7 +243,7 @@ class ChunkStream:
     def __repr__(self) -> str:
         o = self._options
         shape = ", ".join(map(str, o.spec.shape))
-        chunks = ", ".join(map(str, o.spec.chunks))
+        chunks = ", ".join(map(str, o.plan.grid.chunks))
         words = ["ordered" if o.ordered else "as completed"]
         if o.limits.chunks is not None:
             words.append(f"concurrency={o.limits.chunks}")
@@ -250,7 +252,96 @@ class ChunkStream:
         words += [type(stage).__name__.lower() for stage in o.stages]
         if o.fold is not None:
             words.append("reduce")
-        return f"ChunkStream({o.spec.dtype}[{shape}] in {len(o.spec.grid):,} chunks of [{chunks}], {', '.join(words)})"
+        return f"ChunkStream({o.spec.dtype}[{shape}] in {len(o.plan.grid):,} chunks of [{chunks}], {', '.join(words)})"
+
+    # -- other items than stored chunks ---------------------------------------------------------------
+
+    def rechunk(self, chunks: int | Sequence[int | None] | Mapping[int | str, int]) -> ChunkStream:
+        """Stream boxes of another shape than the stored chunks.
+
+        Parameters
+        ----------
+        chunks : int, sequence, or mapping of axis (number or dimension name) to int
+            Elements along each axis, in Dask's words: -1 for the whole axis, None to keep the length of the
+            stored chunks.
+
+        Returns
+        -------
+        ChunkStream
+            Its ``.index`` counts boxes. A stored chunk is read once for all boxes of a task that need it;
+            boxes of whole chunks read each chunk once.
+
+        Raises
+        ------
+        UsageError
+            If the lengths don't fit the array, or stages or ``where=`` already speak of stored chunks.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 2), dtype="i4")
+        >>> array[:] = np.arange(24).reshape(4, 6)
+        >>> [chunk.data.tolist() for chunk in stream_chunks(array).rechunk((1, -1)).take(2)]
+        [[[0, 1, 2, 3, 4, 5]], [[6, 7, 8, 9, 10, 11]]]
+        """
+        self._check_recut("rechunk")
+        o = self._options
+        if o.plan.where is not None:
+            raise UsageError(
+                "where= is asked about stored chunks, and rechunk(...) makes other items: select with region=, or "
+                "with .filter(...) after it"
+            )
+        return self._recut(Blocks.of(o.spec, parse_chunks(chunks, o.spec), o.plan.halo))
+
+    def halo(self, depth: int | Sequence[Any] | Mapping[int, Any], boundary: Any = None) -> ChunkStream:
+        """Read the elements around each item with it, from the store.
+
+        Parameters
+        ----------
+        depth : int, sequence, or mapping of axis to int
+            Elements on either side, for all axes, each axis or the axes named; or ``(before, after)`` for an axis.
+        boundary : {None, "periodic", "reflect", "nearest"}, number, or one for each axis
+            What stands beyond the edge of the array, in the words of ``dask.array.map_overlap``. None: nothing;
+            items at the edge are smaller.
+
+        Returns
+        -------
+        ChunkStream
+            ``chunk.data`` holds the neighbours too, ``chunk.core`` says where the chunk itself lies in it, and
+            ``chunk.region`` stays the chunk's own place.
+
+        Raises
+        ------
+        UsageError
+            If an axis does not exist, a depth is larger than the array, or a word is not known.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = [1, 2, 3, 4, 5, 6]
+        >>> stream = stream_chunks(array).halo(1, "periodic")
+        >>> [chunk.data.tolist() for chunk in stream]
+        [[6, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 1]]
+        >>> def smooth(chunk):
+        ...     return np.convolve(chunk.data, [1, 1, 1])[2:-2]
+        >>> [chunk.data.tolist() for chunk in stream.map(smooth)]
+        [[9, 6], [9, 12], [15, 12]]
+        """
+        self._check_recut("halo")
+        o = self._options
+        halo = parse_halo(depth, boundary, o.plan.grid.shape, o.spec.dtype)
+        blocks = o.blocks or Blocks.of(o.spec, o.spec.chunks)
+        return self._recut(dataclasses.replace(blocks, halo=halo))
+
+    def _check_recut(self, what: str) -> None:
+        if self._options.stages or self._options.fold is not None or self._options.limit is not None:
+            raise UsageError(f"put .{what}(...) before all other stages: it says what is read")
+
+    def _recut(self, blocks: Blocks) -> ChunkStream:
+        o = self._options
+        plan = dataclasses.replace(o.plan, grid=blocks.grid, halo=blocks.halo)
+        return ChunkStream(dataclasses.replace(o, blocks=blocks, plan=plan))
 
     # -- stages -------------------------------------------------------------------------------------
 
@@ -454,4 +545,5 @@ class ChunkStream:
             fold=o.fold,
             retry=o.retry,
             discard=discard,
+            blocks=o.blocks,
         )

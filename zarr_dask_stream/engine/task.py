@@ -24,6 +24,8 @@ from zarr_dask_stream.engine.events import BatchResult, Category, Failure
 from zarr_dask_stream.engine.retry import RetryPolicy, classify
 from zarr_dask_stream.errors import MissingChunkError
 from zarr_dask_stream.source.array import ArraySpec, check_visible
+from zarr_dask_stream.source.assemble import read_blocks
+from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Region
 from zarr_dask_stream.source.hedging import Hedge
@@ -59,10 +61,17 @@ class Work:
     fold: Fold | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     discard: bool = False
+    blocks: Blocks | None = None
 
     def plan(self) -> ChunkPlan:
         """Return the plan as far as a worker needs it: places, not which chunks are wanted."""
+        if self.blocks is not None:
+            return ChunkPlan(self.blocks.grid, self.box, halo=self.blocks.halo)
         return ChunkPlan(self.spec.grid, self.box)
+
+    def specs(self) -> tuple[ArraySpec, ...]:
+        """Return every array that is read."""
+        return (self.spec,) if self.blocks is None else tuple(member.spec for _, member in self.blocks.members)
 
 
 class _Run:
@@ -90,7 +99,8 @@ class _Run:
         begin = time.perf_counter()
         stats = self.result.stats
         try:
-            check_visible(self.work.spec)
+            for spec in self.work.specs():
+                check_visible(spec)
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the outcome of every chunk
             self._all_failed(error)
         else:
@@ -108,16 +118,7 @@ class _Run:
     def _walk(self) -> None:
         work = self.work
         apply = compile_stages(work.stages)
-        reads = read_chunks(
-            work.spec,
-            self.numbers,
-            box=None if self._plan.whole else work.box,
-            fill=work.missing == "fill",
-            timeout=work.timeout,
-            concurrency=work.fetches,
-            hedge=work.hedge,
-            stopped=lambda: self.abandoned,
-        )
+        reads = self._reads()
         settle = self._settle
         stats = self.result.stats
         latency = stats.latency
@@ -147,6 +148,24 @@ class _Run:
             if close is not None:
                 close()
 
+    def _reads(self) -> Iterator[ChunkRead]:
+        work = self.work
+        options: dict[str, Any] = {
+            "timeout": work.timeout,
+            "concurrency": work.fetches,
+            "hedge": work.hedge,
+            "stopped": lambda: self.abandoned,
+        }
+        if work.blocks is not None:
+            return read_blocks(
+                work.blocks, self._plan, self.numbers, missing=work.missing, on_read=self._mark, **options
+            )
+        box = None if self._plan.whole else work.box
+        return read_chunks(work.spec, self.numbers, box=box, fill=work.missing == "fill", **options)
+
+    def _mark(self) -> None:
+        self.marked = time.perf_counter()
+
     def _settle(self, read: ChunkRead, apply: Callable[[Chunk], Chunk | None]) -> None:
         """Decide what becomes of one chunk that was read."""
         if self.abandoned:
@@ -158,9 +177,10 @@ class _Run:
         if read.missing and work.missing != "fill":
             self._settle_missing(number)
             return
-        data = read.data
+        data: Any = read.data
         if data is not None:
-            self.result.stats.bytes_decoded += data.nbytes
+            arrays = data.values() if isinstance(data, dict) else (data,)
+            self.result.stats.bytes_decoded += sum(array.nbytes for array in arrays)
         chunk: Chunk | None = Chunk.planned(self._plan, number, data, read.missing)
         try:
             if work.stages:
@@ -182,7 +202,7 @@ class _Run:
                 if not self.abandoned:
                     self.result.skipped.append(number)
             return
-        index = work.spec.grid.index(number)
+        index = self._plan.grid.index(number)
         error = MissingChunkError(f'chunk {index} of {work.spec.store.url} is not stored and missing="raise"')
         self._fail(number, error)
 
@@ -243,7 +263,8 @@ class _Run:
     def _failure(self, number: int, error: BaseException, *, in_function: bool = False) -> Failure:
         category = classify(error, in_function=in_function)
         if category is Category.CREDENTIALS:
-            _refresh(self.work.spec)
+            for spec in self.work.specs():
+                _refresh(spec)
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         return Failure(
             number=number,

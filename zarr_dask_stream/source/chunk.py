@@ -77,6 +77,14 @@ class Chunk:
         return self._region
 
     @property
+    def core(self) -> Region:
+        """Where the chunk itself lies in `data`: all of it, or without what ``.halo(...)`` put around it."""
+        halo = None if self._place is None else self._place[0].halo
+        if halo is None or self._place is None:
+            return tuple(slice(0, n) for n in self.shape)
+        return halo.core(self.region, self._place[0].grid.shape)
+
+    @property
     def number(self) -> int | None:
         """Linear chunk number in the grid (C order); None for an item of a reduction."""
         return None if self._place is None else self._place[1]

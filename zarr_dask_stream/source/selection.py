@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
+from zarr_dask_stream.source.halo import Halo
 
 __all__ = ["ChunkPlan", "Missing", "RegionLike", "Sieve", "decode_numbers", "encode_numbers", "parse_region"]
 
@@ -197,6 +198,8 @@ class ChunkPlan:
         Region of interest in array coordinates; what `parse_region` returns.
     where : callable, optional
         ``where(index) -> bool`` on the grid index: what it refuses is never read.
+    halo : Halo, optional
+        What is read around each chunk.
 
     Notes
     -----
@@ -215,6 +218,7 @@ class ChunkPlan:
     grid: ChunkGrid
     box: Region
     where: Predicate | None = None
+    halo: Halo | None = None
 
     @cached_property
     def start(self) -> Index:

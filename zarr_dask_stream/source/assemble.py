@@ -1,0 +1,226 @@
+"""Boxes put together from stored chunks, each chunk read once for all boxes of a batch that need it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zarr_dask_stream.source.blocks import Blocks, Member
+from zarr_dask_stream.source.finisher import ChunkRead
+from zarr_dask_stream.source.halo import Segment
+from zarr_dask_stream.source.reader import read_chunks, stored_numbers
+from zarr_dask_stream.source.selection import ChunkPlan, Missing
+
+__all__ = ["read_blocks", "stored_blocks"]
+
+
+class _Open:
+    """A box that some chunks are still missing from."""
+
+    def __init__(self, number: int, region: tuple[slice, ...], needs: list[set[int]]) -> None:
+        self.number = number
+        self.region = region
+        self.waits = needs
+        self.whole: list[bool] = [False] * len(needs)
+        self.out: list[npt.NDArray[Any] | None] = [None] * len(needs)
+        self.segments: list[list[list[Segment]] | None] = [None] * len(needs)
+        self.read = ChunkRead(number, None, False, None, 0, 0.0, 0.0)
+        self.chunks = sum(map(len, needs))
+        self.absent = 0
+
+
+def read_blocks(
+    blocks: Blocks,
+    plan: ChunkPlan,
+    numbers: Sequence[int],
+    *,
+    missing: Missing = "fill",
+    on_read: Callable[[], None] | None = None,
+    **options: Any,
+) -> Iterator[ChunkRead]:
+    """Read boxes.
+
+    Parameters
+    ----------
+    blocks : Blocks
+        How the arrays are cut.
+    plan : ChunkPlan
+        Where the boxes lie: its grid is that of `blocks`, and its region crops them.
+    numbers : sequence of int
+        Numbers of boxes.
+    missing : {"fill", "skip", "raise"}
+        When a box counts as missing: where none of its chunks is stored, or for "raise" where one is not.
+        What is not stored of a box is the fill value.
+    on_read : callable, optional
+        Called after each chunk: a box of many chunks is no hung one.
+    **options
+        As `read_chunks` takes them: timeout, concurrency, hedge, stopped.
+
+    Yields
+    ------
+    ChunkRead
+        One for each box, in the given order. Its data are an array, or a dict of arrays by name. A box with
+        a chunk that can't be read has the error of that chunk.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> from zarr_dask_stream.source.array import open_array
+    >>> array = zarr.create_array({}, shape=(4, 4), chunks=(2, 2), dtype="i2")
+    >>> array[:] = np.arange(16).reshape(4, 4)
+    >>> blocks = Blocks.of(open_array(array), (1, 4))
+    >>> plan = ChunkPlan(blocks.grid, (slice(0, 4), slice(0, 4)))
+    >>> [read.data.tolist() for read in read_blocks(blocks, plan, [0, 3])]
+    [[[0, 1, 2, 3]], [[12, 13, 14, 15]]]
+    """
+    waiting: deque[_Open] = deque()
+    needed: list[dict[int, list[_Open]]] = [defaultdict(list) for _ in blocks.members]
+    for number in numbers:
+        region = plan.region(number)
+        box = _Open(number, region, [set(needs) for needs in blocks.needs(region)])
+        waiting.append(box)
+        for by_chunk, needs in zip(needed, box.waits, strict=True):
+            for chunk in needs:
+                by_chunk[chunk].append(box)
+    with contextlib.ExitStack() as stack:
+        sources = []
+        for at, (_, member) in enumerate(blocks.members):
+            # In the order in which boxes need them: the first box is complete first.
+            order = [c for box in waiting for c in sorted(box.waits[at]) if needed[at][c][0] is box]
+            reads = read_chunks(member.spec, order, fill=False, **options)
+            stack.callback(_close, reads)
+            sources.append(reads)
+        while waiting:
+            box = waiting[0]
+            for at, reads in enumerate(sources):
+                while box.waits[at]:
+                    read = next(reads, None)
+                    if read is None:
+                        return  # the reading was stopped
+                    if on_read is not None:
+                        on_read()
+                    _spread(blocks, at, read, needed[at].pop(read.number))
+            yield _finish(blocks, waiting.popleft(), missing)
+
+
+def _close(reads: Iterator[ChunkRead]) -> None:
+    close = getattr(reads, "close", None)
+    if close is not None:
+        close()
+
+
+def _spread(blocks: Blocks, at: int, read: ChunkRead, boxes: list[_Open]) -> None:
+    """Copy one chunk into every box that needs it."""
+    member = blocks.members[at][1]
+    first = boxes[0].read
+    first.stored_bytes += read.stored_bytes
+    first.fetch_s += read.fetch_s
+    first.decode_s += read.decode_s
+    first.hedged |= read.hedged
+    for box in boxes:
+        box.waits[at].discard(read.number)
+        if read.error is not None:
+            box.read.error = box.read.error or read.error
+        elif read.data is None:
+            box.absent += 1
+        elif box.read.error is None:
+            _place(blocks, member, box, at, read)
+
+
+def _place(blocks: Blocks, member: Member, box: _Open, at: int, read: ChunkRead) -> None:
+    assert read.data is not None
+    region = member.spec.grid.region(read.number)
+    wanted = tuple(box.region[a] for a in member.axes)
+    if not box.waits[at] and box.out[at] is None and region == wanted == _with_halo(blocks, member, box):
+        box.out[at] = read.data  # the box is this chunk
+        return
+    out = _out(blocks, member, box, at)
+    segments = box.segments[at]
+    if segments is None:
+        segments = box.segments[at] = blocks.segments(member, box.region)
+    for parts in itertools.product(*map(_cuts, segments, region)):
+        out[tuple(place for place, _ in parts)] = read.data[tuple(source for _, source in parts)]
+
+
+def _with_halo(blocks: Blocks, member: Member, box: _Open) -> tuple[slice, ...] | None:
+    wanted = tuple(box.region[a] for a in member.axes)
+    plain = blocks.shape(member, box.region) == tuple(part.stop - part.start for part in wanted)
+    return wanted if plain else None
+
+
+def _cuts(segments: Sequence[Segment], part: slice) -> list[tuple[slice, slice]]:
+    """Along one axis: the slices of the box and of the chunk that belong to one another."""
+    cuts = []
+    for place, source, count, step in segments:
+        if step == 0:
+            if part.start <= source < part.stop:
+                cuts.append((slice(place, place + count), slice(source - part.start, source - part.start + 1)))
+            continue
+        low = source if step > 0 else source - count + 1
+        a, b = max(low, part.start), min(low + count, part.stop)
+        if a >= b:
+            continue
+        if step > 0:
+            cuts.append((slice(place + a - low, place + b - low), slice(a - part.start, b - part.start)))
+        else:
+            begin = place + source - (b - 1)
+            stop = a - part.start - 1
+            cuts.append((slice(begin, begin + b - a), slice(b - 1 - part.start, None if stop < 0 else stop, -1)))
+    return cuts
+
+
+def _out(blocks: Blocks, member: Member, box: _Open, at: int) -> npt.NDArray[Any]:
+    out = box.out[at]
+    if out is None:
+        out = box.out[at] = np.empty(blocks.shape(member, box.region), member.spec.dtype)
+        if box.chunks > 1 or blocks.halo is not None:
+            out[...] = member.spec.fill
+            _paint_edges(blocks, member, box, out)
+    return out
+
+
+def _paint_edges(blocks: Blocks, member: Member, box: _Open, out: npt.NDArray[Any]) -> None:
+    """Put constants where a box reaches beyond the array."""
+    if blocks.halo is None:
+        return
+    for axis, (along, n) in enumerate(zip(member.axes, member.spec.shape, strict=True)):
+        boundary = blocks.halo.boundary[along]
+        if boundary is None or isinstance(boundary, str):
+            continue
+        part, (before, after) = box.region[along], blocks.halo.depth[along]
+        low, high = max(before - part.start, 0), max(part.stop + after - n, 0)
+        length = out.shape[axis]
+        for edge in (slice(0, low), slice(length - high, length)):
+            out[(*[slice(None)] * axis, edge)] = boundary
+
+
+def _finish(blocks: Blocks, box: _Open, missing: Missing) -> ChunkRead:
+    read = box.read
+    read.missing = bool(box.absent) and (missing == "raise" or box.absent == box.chunks)
+    if read.error is not None:
+        return read
+    if read.missing and missing != "fill":
+        return read
+    arrays = {}
+    for at, (name, member) in enumerate(blocks.members):
+        out = box.out[at]
+        arrays[name] = _out(blocks, member, box, at) if out is None else out
+        if out is None and box.chunks == 1:
+            arrays[name][...] = member.spec.fill
+    read.data = arrays if blocks.named else arrays[blocks.members[0][0]]  # type: ignore[assignment]  # a dict by name
+    return read
+
+
+def stored_blocks(blocks: Blocks) -> npt.NDArray[np.int64]:
+    """Numbers of the boxes of which something is stored, ascending, found by listing the stores."""
+    found: set[int] = set()
+    for _, member in blocks.members:
+        for chunk in stored_numbers(member.spec):
+            found.update(blocks.touching(member, chunk))
+    return np.fromiter(sorted(found), np.int64, len(found))
