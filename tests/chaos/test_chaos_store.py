@@ -86,8 +86,7 @@ def test_refusals_resets_hangs_and_cut_bodies_cost_no_chunk(
         out = assemble_rows(stream, data)
     assert_all_there(stream.report, out, data)
     assert all(proxy.counts[fault] for fault in ("slow_down", "reset", "hang", "truncate"))
-    # s3fs tries again by itself before it tells us anything.
-    assert stream.report.retries > 0 or kind == "s3fs"
+    assert stream.report.retries > 0
 
 
 class Ear:
@@ -131,8 +130,7 @@ def test_a_store_that_refuses_requests_is_asked_more_slowly(
         concurrency=in_flight,
         retry=PATIENT,
     )
-    # The client library tries once more by itself: one read in ten is refused twice, and that is what we hear of.
-    proxy.set(Faults(slow_down=0.32, latency_s=0.002, jitter_s=0.01, match=CHUNKS_ONLY))
+    proxy.set(Faults(slow_down=0.1, latency_s=0.002, jitter_s=0.01, match=CHUNKS_ONLY))
     with within(100):
         out = assemble_rows(stream, data, heal_in_time)
     assert_all_there(stream.report, out, data)
@@ -142,9 +140,9 @@ def test_a_store_that_refuses_requests_is_asked_more_slowly(
     for (begin, asked, rate), (end, asked_by_then, _) in pairwise(ear.heard[:3]):
         took = end - begin
         # The rate climbs back to what it was before the first cut within twenty seconds; a bucket and what was out
-        # already may come on top; and each read may be two requests.
+        # already may come on top.
         most = rate * (took + 0.25) + 2 * first / 20 * took**2 / 2 + in_flight
-        assert asked_by_then - asked <= 2 * most, f"{asked_by_then - asked} requests in {took:.2f} s at {rate:.1f}/s"
+        assert asked_by_then - asked <= most, f"{asked_by_then - asked} requests in {took:.2f} s at {rate:.1f}/s, {most:.0f}"
 
 
 # -- credentials that expire --------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
+from random import random
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +31,13 @@ T = TypeVar("T")
 
 #: Seconds for one synchronous call on a remote store (metadata, listings); chunk reads have their own.
 CALL_TIMEOUT_S = 120.0
+# How often such a read is tried, the wait before the second try (later ones wait longer), and after which errors.
+_TRIES = 5
+_WAIT_S = 0.1
+_PASSING = frozenset({
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.EPIPE, errno.EREMOTEIO, errno.ETIMEDOUT,
+})  # fmt: skip
 _FIRST_READ_BYTES = 1 << 16
 _MAX_HINT_BYTES = 1 << 25
 # Files up to this size are read in one call, without asking for their length.
@@ -423,12 +432,31 @@ class RemoteBytes(ByteStore):
         return self._fetch_now(key, -count)
 
     def _fetch_now(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """Read, and try again where that may help: for what is no chunk nobody above does."""
+        deadline = monotonic() + CALL_TIMEOUT_S
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._fetch_once(key, start, stop, deadline - monotonic())
+            except OSError as error:
+                # Half of the wait is drawn: many processes may have been refused at the same moment.
+                pause_s = _WAIT_S * 2 ** (attempt - 1) * (0.5 + random() / 2)  # noqa: S311  # no secret is made of it
+                if error.errno not in _PASSING or attempt == _TRIES or monotonic() + pause_s > deadline:
+                    raise
+            sleep(pause_s)
+
+    def _fetch_once(self, key: str, start: int | None, stop: int | None, seconds: float) -> bytes | None:
         future = asyncio.run_coroutine_threadsafe(self.fetch(key, start, stop), self.loop)
         try:
-            return future.result(CALL_TIMEOUT_S)
-        except BaseException:
+            return future.result(seconds)
+        except BaseException as error:
+            late = isinstance(error, TimeoutError) and not future.done()
             future.cancel()
-            raise
+            if not late:
+                raise
+        text = f"reading {key} of {self.url} took longer than {CALL_TIMEOUT_S:g} s"
+        raise TimeoutError(errno.ETIMEDOUT, text)
 
     def list_prefix(self, prefix: str) -> Iterator[str]:
         """Walk the keys below `prefix`."""

@@ -2,6 +2,10 @@
 
 One loop per process serves them all: fsspec's own, in its own thread, which also survives a fork.
 Only a foreign zarr store runs on zarr's loop, because it may already be bound to it.
+
+A client that reads chunks tries once: trying again is the stream's business, which waits longer each time, slows
+all workers down when a store asks for it, and counts. Only where options ask for more does a client try more often.
+Listings are many requests in one call, of which each must be tried again alone: they have a client that does.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -23,39 +28,81 @@ __all__ = ["FsspecFiles", "MemoryFiles", "ObstoreObjects", "ZarrKeys", "open_fil
 
 #: Connections a client may open to one store: what the most eager reader keeps in flight.
 POOL_SIZE = 128
+_S3 = frozenset({"s3", "s3a"})
+#: Retries of one request of a listing.
+_LISTING_RETRIES = 4
 
 
-def open_filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+def open_filesystem(url: str, options: Mapping[str, Any], *, patient: bool = False) -> tuple[Any, str]:
     """Make a file system of our own for `url`, sized for many requests in flight.
+
+    Parameters
+    ----------
+    url : str
+        Where; protocols may be chained with ``::``.
+    options : mapping
+        What fsspec takes for it.
+    patient : bool
+        Whether it shall try again by itself. Where `options` say so it does in any case.
 
     Returns
     -------
     tuple
         The fsspec file system and the root inside it.
     """
-    protocol = url.partition("::")[0].partition("://")[0]
+    first, *behind = [part.partition("://")[0] for part in url.split("::")]
     options = {"skip_instance_cache": True, **options}
-    if protocol in {"s3", "s3a"}:
-        # A pool of ten connections (botocore's default) would queue what we send. max_concurrency=1
-        # makes one GET of a read where s3fs would send a HEAD before it.
-        config = {"max_pool_connections": POOL_SIZE, **options.get("config_kwargs", {})}
-        options = {"max_concurrency": 1, "use_listings_cache": False, **options, "config_kwargs": config}
+    if first in _S3:
+        options = _s3_options(options, patient=patient)
+    for protocol in _S3.intersection(behind):
+        own = {"skip_instance_cache": True, **(options.get(protocol) or {})}
+        options[protocol] = _s3_options(own, patient=patient)
     fs, root = fsspec.core.url_to_fs(url, **options)
-    return fs, str(root)
+    return (fs if patient else _hasty(fs)), str(root)
 
 
-def rebuild_filesystem(fs: Any) -> Any:
+def _s3_options(options: Mapping[str, Any], *, patient: bool) -> dict[str, Any]:
+    """Complete options of s3fs where they say nothing."""
+    # A pool of ten connections (botocore's default) would queue what we send. max_concurrency=1
+    # makes one GET of a read where s3fs would send a HEAD before it.
+    config = {"max_pool_connections": POOL_SIZE, **(options.get("config_kwargs") or {})}
+    if not patient:
+        config.setdefault("retries", {"total_max_attempts": 1, "mode": "standard"})
+    return {"max_concurrency": 1, "use_listings_cache": False, **options, "config_kwargs": config}
+
+
+def _hasty(fs: Any) -> Any:
+    """Take from s3fs the five tries that it makes beside those of botocore, which the options speak of."""
+    inner = _s3_of(fs)
+    if inner is not None:
+        inner.retries = 1
+    return fs
+
+
+def _s3_of(fs: Any) -> Any:
+    """Return the S3 file system that this one is, or that it wraps; None where there is none."""
+    while isinstance(fs, fsspec.AbstractFileSystem):
+        if not _S3.isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
+            return fs
+        fs = getattr(fs, "fs", None)
+    return None
+
+
+def rebuild_filesystem(fs: Any, *, patient: bool = False) -> Any:
     """Make a fresh file system like `fs`: its sessions may be bound to another loop or process."""
     if not isinstance(fs, fsspec.AbstractFileSystem):
         return fs
     inner = getattr(fs, "sync_fs", None)
     if inner is not None:  # zarr wraps file systems that are not asynchronous
-        return rebuild_filesystem(inner)
-    options = {name: rebuild_filesystem(value) for name, value in fs.storage_options.items()}
+        return rebuild_filesystem(inner, patient=patient)
+    options = {name: rebuild_filesystem(value, patient=patient) for name, value in fs.storage_options.items()}
     for name in ("asynchronous", "loop", "skip_instance_cache"):
         options.pop(name, None)
-    args = [rebuild_filesystem(value) for value in fs.storage_args]
-    return type(fs)(*args, **options, skip_instance_cache=True)
+    args = [rebuild_filesystem(value, patient=patient) for value in fs.storage_args]
+    if _s3_of(fs) is fs and not args:
+        options = _s3_options(options, patient=patient)
+    fresh = type(fs)(*args, **options, skip_instance_cache=True)
+    return fresh if patient else _hasty(fresh)
 
 
 def memory_contents() -> dict[str, Any]:
@@ -89,11 +136,24 @@ def _is_asynchronous(fs: Any) -> bool:
 
 
 class FsspecFiles(RemoteBytes):
-    """Files of an fsspec file system below a root; synchronous ones run in threads."""
+    """Files of an fsspec file system below a root; synchronous ones run in threads.
 
-    def __init__(self, url: str, fs: Any, root: str, *, query: str = "", secrets: tuple[str, ...] = ()) -> None:
+    `patient` makes the file system to list with, where that is another one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        fs: Any,
+        root: str,
+        *,
+        query: str = "",
+        secrets: tuple[str, ...] = (),
+        patient: Callable[[], Any] | None = None,
+    ) -> None:
         super().__init__(url, secrets)
         self._fs = fs
+        self._make_patient = patient if patient is not None and _s3_of(fs) is not None else lambda: fs
         self._lead = f"{root.rstrip('/')}/" if root.strip("/") else root
         self._query = f"?{query}" if query else ""
         self._asynchronous = _is_asynchronous(fs)
@@ -109,26 +169,30 @@ class FsspecFiles(RemoteBytes):
         loop: asyncio.AbstractEventLoop = self._fs.loop if self._asynchronous else get_loop()
         return loop
 
-    async def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    @cached_property
+    def _patient(self) -> Any:
+        return self._make_patient()
+
+    async def _run(self, fs: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         if self._asynchronous:
-            return await getattr(self._fs, f"_{name}")(*args, **kwargs)
-        return await asyncio.to_thread(getattr(self._fs, name), *args, **kwargs)
+            return await getattr(fs, f"_{name}")(*args, **kwargs)
+        return await asyncio.to_thread(getattr(fs, name), *args, **kwargs)
 
     async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
         path = f"{self._lead}{key}{self._query}"
         if start is not None and start < 0 and not self._asynchronous:
             # Files opened by synchronous file systems often don't know their size, which a negative start needs.
-            stop = int(await self._run("size", path))
+            stop = int(await self._run(self._fs, "size", path))
             start = max(0, stop + start)
         limits = {} if start is None else {"start": start, "end": stop}
         if self._behind is None:
-            return bytes(await self._run("cat_file", path, **limits))
+            return bytes(await self._run(self._fs, "cat_file", path, **limits))
         # One reader of a key at a time: a caching file system gives a second one the half of the file that the
         # first has fetched so far.
         lock = self._reading.setdefault(key, asyncio.Lock())
         async with lock:
             try:
-                return bytes(await self._run("cat_file", path, **limits))
+                return bytes(await self._run(self._fs, "cat_file", path, **limits))
             except FileNotFoundError:
                 pass
         # It also says "not found" to whatever happened behind it: ask there.
@@ -141,7 +205,7 @@ class FsspecFiles(RemoteBytes):
     async def _list(self, prefix: str) -> list[str]:
         self._need_listing()
         try:
-            found = await self._run("find", f"{self._lead}{prefix}".rstrip("/"))
+            found = await self._run(self._patient, "find", f"{self._lead}{prefix}".rstrip("/"))
         except FileNotFoundError:
             return []
         return [self._relative(path) for path in found]
@@ -149,7 +213,7 @@ class FsspecFiles(RemoteBytes):
     async def _dir(self, prefix: str) -> tuple[list[str], list[str]]:
         self._need_listing()
         try:
-            entries = await self._run("ls", f"{self._lead}{prefix}".rstrip("/"), detail=True)
+            entries = await self._run(self._patient, "ls", f"{self._lead}{prefix}".rstrip("/"), detail=True)
         except FileNotFoundError:
             return [], []
         folders: list[str] = []
@@ -183,12 +247,14 @@ def claim_runtime(url: str) -> None:
 
 
 class ObstoreObjects(RemoteBytes):
-    """Objects of an obstore store."""
+    """Objects of an obstore store; `patient` is the store to list with, where that is another one."""
 
-    def __init__(self, url: str, store: Any, *, secrets: tuple[str, ...] = (), lead: str = "") -> None:
+    def __init__(
+        self, url: str, store: Any, *, secrets: tuple[str, ...] = (), lead: str = "", patient: Any = None
+    ) -> None:
         super().__init__(url, secrets)
         claim_runtime(url)
-        self._store = store
+        self._patient = store if patient is None else patient
         self._lead = lead
         self._get: Callable[..., Any] = store.get_async
         self._get_range: Callable[..., Any] = store.get_range_async
@@ -213,12 +279,12 @@ class ObstoreObjects(RemoteBytes):
     async def _list(self, prefix: str) -> list[str]:
         lead = f"{self._lead}{prefix}"
         found = []
-        async for page in self._store.list(lead or None):
+        async for page in self._patient.list(lead or None):
             found += [item["path"][len(self._lead) :] for item in page]
         return found
 
     async def _dir(self, prefix: str) -> tuple[list[str], list[str]]:
-        result = await self._store.list_with_delimiter_async(f"{self._lead}{prefix}" or None)
+        result = await self._patient.list_with_delimiter_async(f"{self._lead}{prefix}" or None)
         return (
             [path.rstrip("/").rpartition("/")[2] for path in result["common_prefixes"]],
             [item["path"].rpartition("/")[2] for item in result["objects"]],
@@ -273,7 +339,15 @@ async def _running_loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
-def obstore_for_s3(url: str, options: Mapping[str, Any]) -> Any:
+def hasty_store(store: Any) -> Any:
+    """Make an obstore store like `store` that tries once, unless its maker said how often it shall try."""
+    if getattr(store, "retry_config", 0) is not None:
+        return store
+    args, options = store.__getnewargs_ex__()
+    return type(store)(*args, **options, retry_config={"max_retries": 0})
+
+
+def obstore_for_s3(url: str, options: Mapping[str, Any], *, patient: bool = False) -> Any:
     """Make an obstore store for an ``s3://`` URL, where that surely means what s3fs would do with it.
 
     obstore sends several times the requests a second that s3fs does. It is taken where it is installed and
@@ -298,8 +372,7 @@ def obstore_for_s3(url: str, options: Mapping[str, Any]) -> Any:
         bucket,
         prefix=prefix or None,
         client_options={"allow_http": True},
-        # Retries with back-off are the stream's business, which counts and reports them.
-        retry_config={"max_retries": 1},
+        retry_config={"max_retries": _LISTING_RETRIES if patient else 0},
         **config,
     )
 

@@ -33,6 +33,7 @@ from zarr_dask_stream.source.remote import (
     ObstoreObjects,
     ZarrKeys,
     claim_runtime,
+    hasty_store,
     obstore_for_s3,
     open_filesystem,
     rebuild_filesystem,
@@ -339,7 +340,7 @@ def _open(spec: StoreSpec) -> ByteStore:
         return _open_fsspec(spec, value)
     if spec.kind == "obstore":
         secrets = secrets_in("", {"config": dict(getattr(value, "config", None) or {})})
-        return ObstoreObjects(spec.url, value, secrets=secrets)
+        return ObstoreObjects(spec.url, hasty_store(value), secrets=secrets, patient=value)
     return ZarrKeys(spec.url, value)
 
 
@@ -355,7 +356,13 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
     if len(value) == 2:
         fs, root = value
         secrets = secrets_in("", fs.storage_options)
-        return FsspecFiles(spec.url, rebuild_filesystem(fs), root, secrets=secrets)
+        return FsspecFiles(
+            spec.url,
+            rebuild_filesystem(fs),
+            root,
+            secrets=secrets,
+            patient=lambda: rebuild_filesystem(fs, patient=True),
+        )
     url, options, pid = value
     if pid is not None and pid != os.getpid():
         raise _not_here(spec)
@@ -364,7 +371,7 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
         return MemoryFiles(spec.url, url.removeprefix("memory://"))
     store = obstore_for_s3(url, options)
     if store is not None:
-        return ObstoreObjects(spec.url, store, secrets=secrets)
+        return ObstoreObjects(spec.url, store, secrets=secrets, patient=obstore_for_s3(url, options, patient=True))
     base, query = split_query(url)
     problem: OSError | None = None
     try:
@@ -375,7 +382,14 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
         raise StoreNotFoundError(f"there is no {spec.url}: {problem.strerror}")
     if problem is not None:
         raise problem  # outside the handler: no context, which could hold credentials
-    return FsspecFiles(spec.url, fs, root, query=query, secrets=secrets)
+    return FsspecFiles(
+        spec.url,
+        fs,
+        root,
+        query=query,
+        secrets=secrets,
+        patient=lambda: open_filesystem(base, options, patient=True)[0],
+    )
 
 
 def _not_here(spec: StoreSpec) -> StoreNotVisibleError:
