@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import uuid
 from collections import deque
@@ -67,6 +68,10 @@ class Executor(Protocol):
         """Like `wait`, for an event loop."""
         ...
 
+    def wake(self) -> None:
+        """End the `wait` that goes on, else the next one; may be called from any thread."""
+        ...
+
     def close(self) -> None:
         """Call everything back and let go."""
         ...
@@ -86,6 +91,8 @@ class SerialExecutor:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._queue: deque[Batch] = deque()
+        self._bell = threading.Event()
+        self._sleeper: asyncio.Future[None] | None = None
 
     def start(self) -> Threads:
         """Nothing to start."""
@@ -109,7 +116,8 @@ class SerialExecutor:
     def wait(self, seconds: float | None) -> list[Input]:
         """Run one batch, or sleep where there is none."""
         if not self._queue:
-            time.sleep(seconds or 0.0)
+            self._bell.wait(seconds or 0.0)
+            self._bell.clear()
             return [Tick()]
         batch = self._queue.popleft()
         return [BatchDone(batch.id, run_batch(self._work, batch.ranges, worker="this process"))]
@@ -117,9 +125,19 @@ class SerialExecutor:
     async def wait_async(self, seconds: float | None) -> list[Input]:
         """Run one batch in another thread, so that the event loop goes on."""
         if not self._queue:
-            await asyncio.sleep(seconds or 0.0)
+            self._sleeper = asyncio.get_running_loop().create_future()
+            if not self._bell.is_set():
+                await asyncio.wait({self._sleeper}, timeout=seconds or 0.0)
+            self._bell.clear()
             return [Tick()]
         return await asyncio.to_thread(self.wait, seconds)
+
+    def wake(self) -> None:
+        """End a sleep; a batch that runs is not disturbed."""
+        self._bell.set()
+        if self._sleeper is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody sleeps on it
+                self._sleeper.get_loop().call_soon_threadsafe(_end_sleep, self._sleeper)
 
     def close(self) -> None:
         """Forget what is queued."""
@@ -128,6 +146,11 @@ class SerialExecutor:
     async def close_async(self) -> None:
         """Forget what is queued."""
         self.close()
+
+
+def _end_sleep(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)
 
 
 def choose_executor(work: Work, client: distributed.Client | None, *, serial: bool) -> Executor:
@@ -184,6 +207,7 @@ class DaskExecutor:
         self._empty_since: float | None = None
         self._lost_since: float | None = None
         self._seceded = False
+        self._bell: asyncio.Future[None]  # made where it rings: on the client's event loop
 
     # -- from either side ---------------------------------------------------------------------------
 
@@ -280,6 +304,15 @@ class DaskExecutor:
         self._send_suspects()
         return unpack_inputs(await self._async(self._collect(seconds)))
 
+    def wake(self) -> None:
+        """End the `wait` that goes on, else the next one."""
+        if self._alive:
+            self._client.loop.add_callback(self._ring)
+
+    def _ring(self) -> None:
+        if not self._bell.done():
+            self._bell.set_result(None)
+
     def close(self) -> None:
         """Call everything back; close what was started for this run."""
         try:
@@ -340,6 +373,7 @@ class DaskExecutor:
         polled, self._polling = self._polling, None
         polled.result()
         self._inputs.clear()
+        self._bell = asyncio.get_running_loop().create_future()
         return self._threads
 
     async def _collect(self, seconds: float | None) -> list[Input | Arrived]:
@@ -349,11 +383,13 @@ class DaskExecutor:
             await self._collect_until(None if seconds is None else time.monotonic() + seconds)
         finally:
             self._collecting = None
+        if self._bell.done():
+            self._bell = asyncio.get_running_loop().create_future()
         inputs, self._inputs = self._inputs, []
         return inputs or [Tick()]
 
     async def _collect_until(self, end: float | None) -> None:
-        while not self._inputs:
+        while not (self._inputs or self._bell.done()):
             left = _POLL_S if end is None else min(end - time.monotonic(), _POLL_S)
             if left <= 0:
                 return
@@ -364,13 +400,10 @@ class DaskExecutor:
                 self._polling = asyncio.ensure_future(self._poll())
 
     async def _wait_for_something(self, seconds: float) -> None:
-        waiters: set[asyncio.Task[Any]] = set(self._gathers)
+        waiters: set[asyncio.Future[Any]] = {self._bell, *self._gathers}
         if self._next is None and not self._completed.is_empty():
             self._next = asyncio.ensure_future(self._completed.__anext__())
         waiters.update(task for task in (self._next, self._polling) if task is not None)
-        if not waiters:
-            await asyncio.sleep(seconds)
-            return
         done, _ = await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self._polling in done:
             polled, self._polling = self._polling, None
