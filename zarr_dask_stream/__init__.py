@@ -6,6 +6,7 @@ from zarr_dask_stream.engine.events import Callback, DeadLetter
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
+from zarr_dask_stream.slices import stream_slices
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.stages import reducers
@@ -32,4 +33,5 @@ __all__ = [
     "errors",
     "reducers",
     "stream_chunks",
+    "stream_slices",
 ]

@@ -58,6 +58,7 @@ class Options:
     hedge: Hedge | None = None
     checkpoint: Checkpoint | None = None
     blocks: Blocks | None = None
+    together: bool = False
 
     @property
     def item_nbytes(self) -> int:

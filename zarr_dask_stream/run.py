@@ -111,7 +111,7 @@ class Run:
             raise
         self._machine = Supervisor(
             o.plan,
-            Cutter(runs),
+            Cutter(runs, together=o.together),
             Window(o.limits),
             # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
             Batcher(BatchLimits(target_s=_LOCAL_TASK_S if o.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S)),
@@ -342,6 +342,7 @@ def _ledger_of(options: Options) -> Ledger:
     parts = {
         "about": about,
         "metadata": spec.fingerprint if o.blocks is None else o.blocks.fingerprints,
+        **({} if not o.plan.order else {"order": list(o.plan.order)}),
         **({} if o.plan.halo is None else {"halo": [list(o.plan.halo.depth), list(o.plan.halo.boundary)]}),
         "where": identity(o.plan.where),
         "stages": identity(o.stages),

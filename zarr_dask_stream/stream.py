@@ -286,6 +286,8 @@ class ChunkStream:
         """
         self._check_recut("rechunk")
         o = self._options
+        if o.together:
+            raise UsageError("slices are boxes of their own: use stream_chunks(...).rechunk(...) for others")
         if o.plan.where is not None:
             raise UsageError(
                 "where= is asked about stored chunks, and rechunk(...) makes other items: select with region=, or "

@@ -108,6 +108,13 @@ class Batcher:
 class Cutter:
     """Cuts the planned runs into batches, in order, without ever listing them.
 
+    Parameters
+    ----------
+    runs : iterable of range
+        Planned numbers.
+    together : bool
+        Keep each run in one batch where it fits: its items are cut from the same stored chunks.
+
     Examples
     --------
     >>> cutter = Cutter([range(0, 5), range(8, 10)])
@@ -115,7 +122,8 @@ class Cutter:
     ((range(0, 3),), (range(3, 5), range(8, 9)), (range(9, 10),), True)
     """
 
-    def __init__(self, runs: Iterable[range]) -> None:
+    def __init__(self, runs: Iterable[range], *, together: bool = False) -> None:
+        self._together = together
         self._sieve = runs if isinstance(runs, Sieve) else None
         self._runs: Iterator[range] = iter(runs)
         self._head: range = range(0)
@@ -129,6 +137,19 @@ class Cutter:
                 return True
             self._head = following
         return False
+
+    def fit(self, count: int, most: int) -> int:
+        """Return how many numbers to cut instead of `count`, so that what belongs together stays so.
+
+        Examples
+        --------
+        >>> cutter = Cutter([range(0, 5), range(5, 10)], together=True)
+        >>> cutter.fit(1, 100), cutter.cut(7), cutter.fit(1, 4)
+        (5, (range(0, 5),), 1)
+        """
+        if not self._together or self.exhausted or len(self._head) > most:
+            return count
+        return max(count, len(self._head))
 
     def cut(self, count: int) -> tuple[range, ...]:
         """Return the next `count` numbers, or as many as are left; fewer where they lie far apart.
@@ -146,6 +167,8 @@ class Cutter:
                 self._head = following
                 empty = 0 if following or not ranges else empty + 1
                 continue
+            if self._together and ranges and len(self._head) > count:
+                break
             piece = self._head[:count]
             self._head = self._head[len(piece) :]
             count -= len(piece)

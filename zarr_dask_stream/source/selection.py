@@ -243,6 +243,11 @@ class ChunkPlan:
         """Number of chunks that the box touches, whatever `where` says."""
         return math.prod(b - a for a, b in zip(self.start, self.stop, strict=True))
 
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What tells this walk from that of other plans with the same chunks: nothing, for the usual one."""
+        return ()
+
     @cached_property
     def _size(self) -> int:
         return self.box_size if self.where is None else sum(len(run) for run in self.runs())
