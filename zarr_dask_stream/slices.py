@@ -47,7 +47,7 @@ class SlicePlan(ChunkPlan):
         return len(self._places) if self.where is None else sum(len(run) for run in self.runs())
 
     @property
-    def order(self) -> tuple[Any, ...]:
+    def variant(self) -> tuple[Any, ...]:
         """What tells this walk from that of other plans with the same boxes."""
         return "slices", self.axis, self.step
 

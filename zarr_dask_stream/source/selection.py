@@ -244,7 +244,7 @@ class ChunkPlan:
         return math.prod(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
-    def order(self) -> tuple[Any, ...]:
+    def variant(self) -> tuple[Any, ...]:
         """What tells this walk from that of other plans with the same chunks: nothing, for the usual one."""
         return ()
 
