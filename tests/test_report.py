@@ -30,11 +30,16 @@ from zarr_dask_stream.engine.events import (
     RunFinished,
     RunStarted,
 )
-from zarr_dask_stream.engine.task import latency_bucket
+from zarr_dask_stream.engine.task import latency_histogram
 from zarr_dask_stream.watch.report import Report, human_bytes, human_seconds
 
 numbers = st.lists(st.integers(0, 10**6), max_size=9).map(tuple)
 times = st.floats(0, 1e6)
+
+
+def latency_bucket(seconds: float) -> int:
+    """Bucket of one duration."""
+    return next(iter(latency_histogram([seconds])))
 
 
 def letter(number: int = 0, message: str = "bad") -> DeadLetter:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,7 @@ class _Run:
         self.careful = False
         self.lock = threading.Lock()
         self.marked = self.began = time.perf_counter()
+        self.took: list[float] = []
         self.current: int | None = None
         self.abandoned = False
         self._plan = work.plan()
@@ -121,17 +122,15 @@ class _Run:
         reads = self._reads()
         settle = self._settle
         stats = self.result.stats
-        latency = stats.latency
+        took = self.took.append
         check_at = time.perf_counter() + 0.1
         try:
             for read in reads:
-                took = read.fetch_s + read.decode_s
+                took(read.fetch_s + read.decode_s)
                 stats.fetch_s += read.fetch_s
                 stats.decode_s += read.decode_s
                 stats.bytes_stored += read.stored_bytes
                 stats.hedges += read.hedged
-                bucket = latency_bucket(took)
-                latency[bucket] = latency.get(bucket, 0) + 1
                 self.current = read.number
                 # Reading and stages have a timeout each.
                 self.marked = begin = time.perf_counter()
@@ -178,9 +177,10 @@ class _Run:
             self._settle_missing(number)
             return
         data: Any = read.data
-        if data is not None:
-            arrays = data.values() if isinstance(data, dict) else (data,)
-            self.result.stats.bytes_decoded += sum(array.nbytes for array in arrays)
+        if type(data) is np.ndarray:
+            self.result.stats.bytes_decoded += data.nbytes
+        elif data is not None:  # several arrays by name
+            self.result.stats.bytes_decoded += sum(array.nbytes for array in data.values())
         chunk: Chunk | None = Chunk.planned(self._plan, number, data, read.missing)
         try:
             if work.stages:
@@ -290,6 +290,7 @@ class _Run:
                 self.abandoned = True
                 if self.work.fold is not None and self.current is not None:
                     self._forget_partials()  # the thread may hang in the middle of a fold
+        result.stats.latency = latency_histogram(self.took)
         result.stats.worker = self.worker
         result.stats.zombies = zombies()
         result.missing = frozenset(self.missing)
@@ -317,15 +318,19 @@ class _Run:
         return [number for number in self.numbers if number not in seen] if len(seen) < len(self.numbers) else []
 
 
-def latency_bucket(seconds: float) -> int:
-    """Bucket of a duration on a log scale, eight buckets to a factor of two.
+def latency_histogram(seconds: Sequence[float]) -> dict[int, int]:
+    """Count durations by bucket on a log scale, eight buckets to a factor of two.
 
     Examples
     --------
-    >>> latency_bucket(1.0), latency_bucket(2.0), latency_bucket(0.0)
-    (0, 8, -240)
+    >>> latency_histogram([1.0, 2.0, 2.1, 0.0])
+    {-240: 1, 0: 1, 8: 2}
     """
-    return max(math.floor(math.log2(max(seconds, 1e-9)) * 8), -240)
+    if not seconds:
+        return {}
+    logs = np.log2(np.maximum(np.array(seconds), 1e-9)) * 8
+    buckets, counts = np.unique(np.maximum(np.floor(logs), -240).astype(int), return_counts=True)
+    return dict(zip(buckets.tolist(), counts.tolist(), strict=True))
 
 
 def run_batch(
