@@ -23,7 +23,10 @@ _CLUSTER_NAMES = ", ".join(sorted(name.rpartition(".")[2] for name in CLUSTER_MO
 CLUSTER_LIBRARIES = {"dask", "distributed"}
 
 #: Modules that compute and decide: clocks and random generators are handed to them, input and output happen elsewhere.
-PURE = {"grid", "selection", "retry", "window", "batching", "throttle", "supervisor", "report"}
+PURE = {
+    *("grid", "selection", "hedging", "retry", "window", "batching", "throttle"),
+    *("instructions", "waiting", "quarantine", "copies", "supervisor", "report"),
+}
 IMPURE_LIBRARIES = {"asyncio", "concurrent", "logging", "secrets", "socket", "subprocess", "threading", "time"}
 
 

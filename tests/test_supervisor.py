@@ -32,8 +32,9 @@ from zarr_dask_stream.engine.events import (
     Threads,
     Tick,
 )
+from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Submit
 from zarr_dask_stream.engine.retry import RetryPolicy
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Fold, Instruction, Notify, Submit, Supervisor
+from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Item, Window, WindowLimits
 from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, UsageError
@@ -544,6 +545,45 @@ def test_a_lost_copy_leaves_the_other_one(which: int) -> None:
     machine.check()
     assert machine.counts.emitted == 39
     assert machine.counts.dead == 0
+
+
+@pytest.mark.parametrize(("window", "nbytes"), [(8, 10**9), (None, 85), (32, 10**9), (2, 10**9)])
+def test_a_straggler_that_holds_back_a_full_window_gets_its_copy_within_it(window: int | None, nbytes: int) -> None:
+    late = {20}
+
+    def duration(batch: Batch) -> float:
+        slow = [n for run in batch.ranges for n in run if n in late]
+        late.difference_update(slow)
+        return 1000.0 if slow else 0.1 * batch.count
+
+    machine = machine_of(300, hedge=Hedge(budget=1.0), window=window, nbytes=nbytes)
+    items, run = rehearse(machine, duration=duration)
+    assert [item.number for item in items] == list(range(300))
+    assert run.report.hedges >= 1
+    assert run.executor.clock() < 500
+    assert run.report.peak_chunks_in_flight <= (window or nbytes // NBYTES)
+    assert run.report.peak_bytes_in_flight <= nbytes
+    assert balanced(run)
+
+
+@pytest.mark.parametrize(("window", "nbytes"), [(1, 10**9), (None, NBYTES), (None, 1)])
+def test_a_window_for_one_chunk_has_no_room_for_copies(window: int | None, nbytes: int) -> None:
+    machine = machine_of(40, hedge=Hedge(budget=1.0), window=window, nbytes=nbytes)
+    items, run = rehearse(machine, duration=lambda batch: 50.0 if batch.ranges[0][0] == 30 else 0.1)
+    assert len(items) == 40
+    assert (run.report.hedges, run.report.peak_chunks_in_flight) == (0, 1)
+
+
+def test_the_credit_of_copies_returns_with_the_end_of_a_run() -> None:
+    machine = machine_of(40, batch=1, where=lambda _: True, hedge=Hedge(budget=1.0), window=20, deliver=False)
+    queue = submitted(machine.handle(Threads(4, 1), 0.0))
+    while machine.counts.emitted < 20:
+        queue += submitted(machine.handle(done(queue.pop(0)), 1.0))
+    assert submitted(machine.handle(Tick(), 1000.0))
+    machine.check()
+    [*_, end] = notices(machine.finish("stopped early", 1001.0))
+    assert isinstance(end, RunFinished)
+    assert end.total == 40 == machine.counts.emitted + machine.counts.cancelled
 
 
 def test_a_store_that_fails_for_everything_stops_the_run() -> None:

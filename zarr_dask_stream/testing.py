@@ -35,8 +35,9 @@ from zarr_dask_stream.engine.events import (
     Threads,
     Tick,
 )
+from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Restart, Submit
 from zarr_dask_stream.engine.retry import classify
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Fold, Instruction, Notify, Restart, Submit, Supervisor
+from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.window import Item
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.selection import decode_numbers

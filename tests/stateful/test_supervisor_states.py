@@ -15,6 +15,7 @@ from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
 from zarr_dask_stream.engine.events import (
     Batch,
     BatchDone,
+    BatchHedged,
     BatchLost,
     BatchResult,
     BatchStats,
@@ -30,8 +31,9 @@ from zarr_dask_stream.engine.events import (
     Threads,
     Tick,
 )
+from zarr_dask_stream.engine.instructions import Abort, Cancel, Instruction, Notify, Submit
 from zarr_dask_stream.engine.retry import RetryPolicy
-from zarr_dask_stream.engine.supervisor import Abort, Cancel, Instruction, Notify, Submit, Supervisor
+from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window, WindowLimits
 from zarr_dask_stream.source.grid import ChunkGrid
@@ -59,7 +61,7 @@ class SupervisorStates(RuleBasedStateMachine):
         attempts=st.integers(1, 4),
         budget=st.none() | st.integers(0, 3),
         largest=st.sampled_from([1, 3, 8192]),
-        hedge=st.sampled_from([None, Hedge(quantile=0.5, factor=1.0, min_s=0.0, budget=1.0)]),
+        hedge=st.sampled_from([None, *[Hedge(quantile=0.5, factor=1.0, min_s=0.0, budget=1.0)] * 2]),
         rate=st.sampled_from([None, None, RateLimit(requests=5)]),
     )
     def begin(
@@ -99,9 +101,12 @@ class SupervisorStates(RuleBasedStateMachine):
             hedge=hedge,
             rng=random.Random(0),
         )
+        for _ in range(8):  # what is usual is known from the start, or hardly any history would come to a copy
+            self.machine._copies.observe(elapsed_s=0.01, chunks=1)
         self.now = 0.0
         self.report = Report()
         self.out: dict[int, Batch] = {}
+        self.pairs: list[tuple[int, int]] = []
         self.in_flight: set[int] = set()
         self.ends: Counter[int] = Counter()
         self.cancelled = 0
@@ -147,6 +152,9 @@ class SupervisorStates(RuleBasedStateMachine):
             assert notice.letter.index == (notice.number,)
         elif isinstance(notice, ChunksCancelled):
             self.cancelled += notice.count
+        elif isinstance(notice, BatchHedged):
+            assert notice.batch.id in self.out, "there is nothing to make a copy of"
+            self.pairs.append((notice.batch.id, notice.copy.id))
 
     def settle(self, numbers: Any) -> None:
         numbers = list(numbers)
@@ -176,6 +184,10 @@ class SupervisorStates(RuleBasedStateMachine):
         keys = list(self.out)
         return self.out.pop(keys[which % len(keys)])
 
+    def copied(self) -> int:
+        """Count the chunks of which two copies are out."""
+        return sum(self.out[one].count for one, other in self.pairs if one in self.out and other in self.out)
+
     @property
     def alive(self) -> bool:
         return not (self.finished or self.aborted)
@@ -188,6 +200,13 @@ class SupervisorStates(RuleBasedStateMachine):
         self.feed(self.answer(self.pick(which), outcomes))
 
     @precondition(lambda self: self.alive and self.out)
+    @rule(most=st.integers(2, 12))
+    def all_goes_well_for_a_while(self, most: int) -> None:
+        for _ in range(most):
+            if self.out:
+                self.feed(self.answer(self.pick(0), [GOOD]))
+
+    @precondition(lambda self: self.alive and self.out)
     @rule(which=st.integers(0, 100), deaths=st.sampled_from([0, 1]))
     def a_batch_is_lost(self, which: int, deaths: int) -> None:
         self.feed(BatchLost(self.pick(which).id, "scripted", None, deaths))
@@ -196,6 +215,12 @@ class SupervisorStates(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.01, 1.0, 100.0]))
     def time_goes_by(self, seconds: float) -> None:
         self.now += seconds
+        self.feed(Tick())
+
+    @precondition(lambda self: self.alive and self.out and self.machine._copies.on)
+    @rule()
+    def all_that_is_out_is_late(self) -> None:
+        self.now += 10.0
         self.feed(Tick())
 
     @precondition(lambda self: self.alive)
@@ -263,7 +288,7 @@ class SupervisorStates(RuleBasedStateMachine):
     def limits_and_sums(self) -> None:
         if not hasattr(self, "machine") or self.finished:
             return
-        flying = len(self.in_flight - self.untold)
+        flying = len(self.in_flight - self.untold) + self.copied()
         assert self.machine.in_flight == flying
         assert self.limits.chunks is None or flying <= self.limits.chunks
         assert flying * NBYTES <= self.limits.nbytes or flying == 1

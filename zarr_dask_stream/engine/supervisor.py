@@ -1,6 +1,6 @@
 """The machine that decides: inputs in, instructions out. No clock, no wait, no Dask.
 
-The loop in ``stream.py`` feeds `Supervisor.handle` with what happened and the time, and carries out
+The loop in ``run.py`` feeds `Supervisor.handle` with what happened and the time, and carries out
 what comes back. Each planned chunk walks one road::
 
     planned --cut--> running --done--> emitted | filtered | skipped
@@ -13,21 +13,20 @@ what comes back. Each planned chunk walks one road::
 Invariants, held at every step (`check` asserts them, and the tests call it after each input):
 
 - chunks and bytes in flight never pass the window's limits, but for one oversized chunk alone;
-- in flight = running + waiting + in the outbox;
-- planned = emitted + filtered + skipped + dead-lettered + in flight + not cut yet.
+- in flight = running + waiting + in the outbox, where a second copy of a batch counts like the first;
+- planned = emitted + filtered + skipped + dead-lettered + in flight without copies + not cut yet.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import math
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from zarr_dask_stream.engine.batching import Batcher, Cutter
+from zarr_dask_stream.engine.copies import Copies, Running
 from zarr_dask_stream.engine.events import (
     Batch,
     BatchDone,
@@ -48,72 +47,24 @@ from zarr_dask_stream.engine.events import (
     DeadLetter,
     Failure,
     Input,
-    Notice,
     RunFinished,
     SlowedDown,
     Threads,
     WorkerRetired,
 )
+from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Restart, Submit
+from zarr_dask_stream.engine.quarantine import Bury, Quarantine, Retry, Sentence
 from zarr_dask_stream.engine.retry import Breaker, GiveUp, RetryPolicy
 from zarr_dask_stream.engine.throttle import Throttle
+from zarr_dask_stream.engine.waiting import Again, WaitingRoom
 from zarr_dask_stream.engine.window import Item, Outbox, Window
 from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, ZdsError
-from zarr_dask_stream.source.hedging import Hedge, Stragglers
-from zarr_dask_stream.source.selection import ChunkPlan, decode_numbers, encode_numbers
+from zarr_dask_stream.source.hedging import Hedge
+from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 
-__all__ = ["Abort", "Cancel", "Counts", "Fold", "Instruction", "Notify", "Restart", "Submit", "Supervisor"]
+__all__ = ["Counts", "Supervisor"]
 
-_SPLIT = 16  # a suspect batch that lost its worker again comes back in so many pieces
-_DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
-_RETURNS = 5  # so many times a chunk may come back untried, or its result be lost on the way
 _ZOMBIES = 4  # a worker with so many hanging threads is restarted
-_LOOK_S = 0.02  # stragglers are looked for at most so often
-_RETRY_GROUP = 64  # chunks whose retries fall due together share a task, up to so many
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Send these batches to the workers."""
-
-    batches: tuple[Batch, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Call these batches back; what still comes of them is ignored."""
-
-    batches: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """Merge a partial of the reduction into what there is."""
-
-    partial: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Notify:
-    """Tell the observers."""
-
-    notice: Notice
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """Stop the run with this error: nothing that follows could be right."""
-
-    error: ZdsError
-
-
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """Restart this worker: its threads hang in chunks that were given up."""
-
-    worker: str
-
-
-Instruction = Submit | Cancel | Fold | Notify | Abort | Restart
 
 
 @dataclass(slots=True)
@@ -130,31 +81,6 @@ class Counts:
     def settled(self) -> int:
         """Chunks that have reached one."""
         return self.emitted + self.filtered + self.skipped + self.dead + self.cancelled
-
-
-@dataclass(slots=True)
-class _Running:
-    batch: Batch
-    since: float
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """What is known of a chunk that has failed at least once."""
-
-    attempts: int = 0
-    first_at: float = 0.0
-    deaths: int = 0
-    returns: int = 0
-
-
-@dataclass(order=True, slots=True)
-class _Waiting:
-    due: float
-    serial: int
-    numbers: tuple[int, ...] = field(compare=False)
-    alone: bool = field(compare=False, default=False)
-    suspect: bool = field(compare=False, default=False)
 
 
 class Supervisor:
@@ -199,6 +125,8 @@ class Supervisor:
         Submit nothing until it is False again.
     draining : bool
         Submit nothing more at all: the run is done when what is out has come back and was taken.
+    demand : int or None
+        Items asked for since the beginning: no chunk is submitted beyond them. None: whatever the window holds.
     """
 
     def __init__(
@@ -234,20 +162,19 @@ class Supervisor:
         self._threads = threads
         self.throttle = throttle or Throttle(None, chunk_nbytes)
         self._breaker = Breaker(policy.breaker)
-        self._stragglers = Stragglers(hedge)
-        self._look_every_s = max(_LOOK_S, 0.0 if hedge is None else hedge.min_s)
-        self._look_at = -math.inf
-        self._twins: dict[int, int] = {}
+        self._copies = Copies(hedge)
+        self._copied = 0  # chunks in flight that are a second copy
+        self._quarantine = Quarantine(policy, self._rng, plan.grid.index)
         self._restarted: set[str] = set()
-        self._workers_spent = 0
         self.paused = False
         self.draining = False
+        self.demand: int | None = None
+        self._held = 0  # items taken by somebody who has not handed them out yet
         self._held_until: float | None = None
         self._last_failure: Failure | None = None
         self._outbox = Outbox(ordered=ordered)
-        self._running: dict[int, _Running] = {}
-        self._waiting: list[_Waiting] = []
-        self._trouble: dict[int, _Trouble] = {}
+        self._running: dict[int, Running] = {}
+        self._waiting = WaitingRoom()
         self._serial = 0
         self._submitted = 0
         self._retries = 0
@@ -265,17 +192,21 @@ class Supervisor:
         if self._limit is not None and self.counts.emitted >= self._limit:
             return True
         if self.draining:
-            return not (self._running or self._outbox.ready)
-        return not (self._running or self._waiting or len(self._outbox)) and self._cutter.exhausted
+            return not (self._running or self._outbox.ready or self._held)
+        left = self._running or self._waiting or len(self._outbox) or self._held
+        return not left and self._cutter.exhausted
 
     @property
     def hungry(self) -> bool:
-        """Whether the consumer has made enough room for another batch."""
+        """Whether the consumer has made enough room for another batch, and wants more."""
+        unmet = self._unmet
+        want = self._want if unmet is None else min(self._want, unmet)
         return (
-            len(self._running) < self._most_running
+            want > 0
+            and len(self._running) < self._most_running
             and self._held_until is None
             and not (self.paused or self.draining)
-            and self.window.room(self._chunk_nbytes) >= self._want
+            and self.window.room(self._chunk_nbytes) >= want + self._spare(want)
             and not self._cutter.exhausted
         )
 
@@ -283,27 +214,39 @@ class Supervisor:
         """Time of the next thing to do without an input, or None."""
         if self.paused or self.draining:
             return None
-        due = self._waiting[0].due if self._waiting else math.inf
+        due = self._waiting.next_due
         if self._held_until is not None:
             due = self._held_until
-        if self._stragglers.on and self._running:
-            due = min(due, self._look_at)
+        if self._copies.on and self._running:
+            due = min(due, self._copies.look_at)
         return None if math.isinf(due) else due
 
-    def take(self) -> Item | None:
-        """Hand the next item out, if one may leave; its credit returns."""
-        if self._finished or (self._limit is not None and self.counts.emitted >= self._limit):
+    def take(self, *, hold: bool = False) -> Item | None:
+        """Hand the next item out, if one may leave; its credit returns.
+
+        With `hold` it stays in flight until `hand_out` says that a consumer has it.
+        """
+        if self._finished or (self._limit is not None and self.counts.emitted + self._held >= self._limit):
             return None
         item = self._outbox.pop()
         if item is not None:
-            self._taken.append(item.number)
-            self.counts.emitted += 1
-            self.window.release(1, self._chunk_nbytes)
+            self._held += 1
+            if not hold:
+                self.hand_out((item.number,))
         return item
+
+    def hand_out(self, numbers: Sequence[int]) -> None:
+        """Say that items taken with `hold` have reached a consumer; their credit returns."""
+        self._held -= len(numbers)
+        if self._finished:
+            return  # accounted for as cancelled
+        self._taken.extend(numbers)
+        self.counts.emitted += len(numbers)
+        self.window.release(len(numbers), len(numbers) * self._chunk_nbytes)
 
     @property
     def in_flight(self) -> int:
-        """Chunks submitted and not taken yet."""
+        """Chunks submitted and not taken yet; one of which there are two copies counts twice."""
         return self.window.chunks
 
     @property
@@ -347,6 +290,8 @@ class Supervisor:
         self._flush_taken(now, out)
         if self._running:
             out.append(Cancel(tuple(self._running)))
+        for batch in list(self._running):
+            self._drop_twin(batch)
         self._flush_absent(now, out)  # found on the way here
         self.counts.cancelled = left = self._left()
         if left:
@@ -372,19 +317,21 @@ class Supervisor:
     def check(self) -> None:
         """Assert the invariants."""
         running = sum(r.batch.count for r in self._running.values())
-        running -= sum(self._running[a].batch.count for a, b in self._twins.items() if a > b)
-        waiting = sum(len(w.numbers) for w in self._waiting)
+        waiting = self._waiting.chunks
         limits = self.window.limits
         if not self._finished:
             # Dropped chunks may sit in the reorder buffer as place holders without credit.
-            assert running + waiting <= self.window.chunks <= running + waiting + len(self._outbox)
+            assert self._held >= 0
+            least = running + waiting + self._held
+            assert least <= self.window.chunks <= least + len(self._outbox)
             assert self.window.nbytes == self.window.chunks * self._chunk_nbytes
         if self.window.chunks > 1:
             assert self.window.nbytes <= limits.nbytes
         if limits.chunks is not None:
             assert self.window.chunks <= limits.chunks
         if self._total is not None:
-            assert self.counts.settled + self.window.chunks * (not self._finished) <= self._total
+            in_flight = 0 if self._finished else self.window.chunks - self._copied
+            assert self.counts.settled + in_flight <= self._total
 
     # -- outcomes -----------------------------------------------------------------------------------
 
@@ -392,14 +339,16 @@ class Supervisor:
         running = self._running.pop(event.batch, None)
         if running is None:
             return  # called back earlier: its chunks have gone another way
-        self._call_twin_back(event.batch, out)
+        twin = self._drop_twin(event.batch)
+        if twin is not None:
+            out.append(Cancel((twin,)))
         result = event.result
         elapsed = now - running.since
         out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s)))
         attempted = running.batch.count - len(result.unattempted)
         self._batcher.observe(attempted, result.stats)
         self.throttle.settle(attempted, result.stats.bytes_stored, now)
-        self._stragglers.observe(elapsed_s=elapsed, chunks=running.batch.count)
+        self._copies.observe(elapsed_s=elapsed, chunks=running.batch.count)
         self._watch_worker(result.stats, now, out)
         if result.partial is not None:
             out.append(Fold(result.partial))
@@ -416,16 +365,18 @@ class Supervisor:
         for failure in result.failures:
             self._chunk_failed(failure, now, out)
         if attempted:
-            self._wait(tuple(result.unattempted), now)
+            self._waiting.add(Again(tuple(result.unattempted), now))
         else:
-            self._returned(running.batch, "the worker tried none of its chunks", None, now, out)
+            self._obey(
+                self._quarantine.returned(running.batch, "the worker tried none of its chunks", None, now), now, out
+            )
 
     def _settle_values(self, result: BatchResult, now: float, out: list[Instruction]) -> None:
         if not result.numbers:
             return
-        if self._trouble:
+        if self._quarantine:
             for number in result.numbers:
-                self._trouble.pop(number, None)
+                self._quarantine.forget(number)
         if self._deliver and result.partial is None:
             missing = result.missing
             self._outbox.extend(
@@ -440,25 +391,24 @@ class Supervisor:
     def _chunk_failed(self, failure: Failure, now: float, out: list[Instruction]) -> None:
         if failure.category is Category.NOT_VISIBLE:
             self._abort = self._abort or _abort_error(failure)
-            self._wait((failure.number,), now)
+            self._waiting.add(Again((failure.number,), now))
             return
-        trouble = self._trouble.setdefault(failure.number, _Trouble(first_at=now))
-        trouble.attempts += 1
-        verdict = self._policy.decide(failure, trouble.attempts, now - trouble.first_at, self._rng, self._retries)
+        attempts, elapsed = self._quarantine.failed(failure.number, now)
+        verdict = self._policy.decide(failure, attempts, elapsed, self._rng, self._retries)
         if isinstance(verdict, GiveUp):
             self._bury(failure, verdict.why, now, out)
             return
         self._retries += 1
-        out.append(Notify(ChunkRetried(now, failure, trouble.attempts, verdict.delay_s)))
+        out.append(Notify(ChunkRetried(now, failure, attempts, verdict.delay_s)))
         alone = failure.category is Category.TIMEOUT
-        self._wait((failure.number,), now + verdict.delay_s, alone=alone)
+        self._waiting.add(Again((failure.number,), now + verdict.delay_s, alone=alone))
 
     def _bury(self, failure: Failure, why: str, now: float, out: list[Instruction]) -> None:
-        trouble = self._trouble.pop(failure.number)
+        attempts = self._quarantine.forget(failure.number)
         letter = DeadLetter(
             index=self._plan.grid.index(failure.number),
             region=self._plan.region(failure.number),
-            attempts=trouble.attempts + trouble.deaths or trouble.returns,
+            attempts=attempts,
             category=failure.category.value,
             error_type=failure.error_type,
             message=failure.message,
@@ -475,82 +425,23 @@ class Supervisor:
         running = self._running.pop(event.batch, None)
         if running is None:
             return
-        batch = running.batch
-        elapsed = now - running.since
-        if self._lose_twin(event.batch):
+        if self._part_from_twin(running.batch):
             return  # its other copy goes on
-        out.append(Notify(BatchFinished(now, batch, None, elapsed, 0.0, lost=event.reason)))
-        if event.deaths == 0:
-            self._returned(batch, event.reason, event.error, now, out)
-        elif not batch.suspect:
-            # Workers die for many reasons, and every batch on them is lost: once is no proof.
-            self._wait(tuple(decode_numbers(batch.ranges)), now, alone=True, suspect=True)
-        else:
-            self._suspect_lost(batch, event, now, out)
+        out.append(Notify(BatchFinished(now, running.batch, None, now - running.since, 0.0, lost=event.reason)))
+        self._obey(self._quarantine.lost(running.batch, event, now), now, out)
 
-    def _suspect_lost(self, batch: Batch, event: BatchLost, now: float, out: list[Instruction]) -> None:
-        """Close in on the chunk that kills, and count what that costs the cluster."""
-        self._workers_spent += event.deaths
-        if self._workers_spent > self._policy.worker_budget:
-            self._abort = ClusterError(
-                f"chunks of this stream have cost the cluster {self._workers_spent} workers; the last batch began with "
-                f"chunk {self._plan.grid.index(batch.ranges[0][0])}: {event.reason}. Look at the workers' logs "
-                "(out of memory? a crashing library?); RetryPolicy(worker_budget=...) allows more"
-            )
-            self._wait(tuple(decode_numbers(batch.ranges)), now, alone=True, suspect=True)
-        elif batch.count > 1:
-            self._wait_in_pieces(list(decode_numbers(batch.ranges)), now, suspect=True)
-        else:
-            self._single_lost(batch.ranges[0][0], event, now, out)
-
-    def _returned(
-        self, batch: Batch, reason: str, error: BaseException | None, now: float, out: list[Instruction]
-    ) -> None:
-        """Take a batch up again of which nothing came, though no worker died of it.
-
-        Mostly nobody is to blame (somebody called the task back), so the first time costs nothing. But a
-        result that can't travel comes back for ever: hence smaller and smaller pieces, and an end.
-        """
-        numbers = list(decode_numbers(batch.ranges))
-        returns = 0
-        for number in numbers:
-            trouble = self._trouble.setdefault(number, _Trouble(first_at=now))
-            trouble.returns += 1
-            returns = max(returns, trouble.returns)
-        delay = 0.0 if returns == 1 else self._policy.backoff(returns - 1, self._rng)
-        if returns == 1:
-            self._wait(tuple(numbers), now, alone=batch.suspect, suspect=batch.suspect)
-        elif batch.count > 1:
-            self._wait_in_pieces(numbers, now + delay, suspect=batch.suspect)
-        elif returns <= _RETURNS:
-            self._wait((numbers[0],), now + delay, alone=True, suspect=batch.suspect)
-        else:
-            kind = type(error).__name__ if error else "ResultLost"
-            failure = Failure(numbers[0], Category.CLUSTER, kind, reason, error=error)
-            self._bury(failure, f"nothing came back {returns} times", now, out)
-
-    def _wait_in_pieces(self, numbers: list[int], due: float, *, suspect: bool) -> None:
-        piece = -(-len(numbers) // _SPLIT)
-        for at in range(0, len(numbers), piece):
-            self._wait(tuple(numbers[at : at + piece]), due, alone=True, suspect=suspect)
-
-    def _single_lost(self, number: int, event: BatchLost, now: float, out: list[Instruction]) -> None:
-        """Judge a chunk that was alone when its worker died: now the blame has an address."""
-        trouble = self._trouble.setdefault(number, _Trouble(first_at=now))
-        trouble.deaths += 1
-        failure = Failure(
-            number,
-            Category.CLUSTER,
-            type(event.error).__name__ if event.error else "WorkerLost",
-            event.reason,
-            error=event.error,
-        )
-        if trouble.deaths >= _DEATHS:
-            self._bury(failure, f"{trouble.deaths} times a worker died with no other suspect in hand", now, out)
-            return
-        self._retries += 1
-        out.append(Notify(ChunkRetried(now, failure, trouble.attempts + trouble.deaths, 0.0)))
-        self._wait((number,), now, alone=True, suspect=True)
+    def _obey(self, sentences: list[Sentence], now: float, out: list[Instruction]) -> None:
+        """Do with chunks of which nothing came back what the quarantine says."""
+        for sentence in sentences:
+            if isinstance(sentence, Again):
+                self._waiting.add(sentence)
+            elif isinstance(sentence, Retry):
+                self._retries += 1
+                out.append(Notify(ChunkRetried(now, sentence.failure, sentence.attempt, 0.0)))
+            elif isinstance(sentence, Bury):
+                self._bury(sentence.failure, sentence.why, now, out)
+            else:
+                self._abort = self._abort or sentence.error
 
     # -- what failures say about the world ------------------------------------------------------------
 
@@ -580,57 +471,47 @@ class Supervisor:
 
     # -- stragglers -----------------------------------------------------------------------------------
 
-    def _patience(self, batch: Batch) -> float:
-        """How long a batch may be out before something is done about it."""
-        if batch.suspect or batch.id in self._twins:
-            return math.inf
-        return self._stragglers.patience(chunks=batch.count)
-
-    def _find_stragglers(self, now: float) -> list[Batch]:
-        """Look through what is out, now and then: with thousands of batches, each look has its price."""
-        if not self._stragglers.on or now < self._look_at:
-            return []
-        late: list[Batch] = []
-        first = math.inf
-        for running in self._running.values():
-            due = running.since + self._patience(running.batch)
-            if due <= now:
-                late.append(running.batch)
-            else:
-                first = min(first, due)
-        pause = self._look_every_s
-        self._look_at = min(now + pause, max(first, now + pause / 4))
-        return late
-
     def _submit_copies(self, now: float, out: list[Instruction]) -> None:
         batches: list[Batch] = []
-        late = self._find_stragglers(now)
-        for batch in late:
-            if not self._stragglers.afford(batch.count):
-                self._twins[batch.id] = batch.id  # asked once; it has to do without
+        for batch in self._copies.late(self._running.values(), now):
+            # Without credit it stays late, and is looked at again.
+            if self.window.room(self._chunk_nbytes) < batch.count or not self._copies.afford(batch):
                 continue
             self._serial += 1
             copy = dataclasses.replace(batch, id=self._serial)
-            self._twins[batch.id], self._twins[copy.id] = copy.id, batch.id
-            self._running[copy.id] = _Running(copy, now)
+            self._copies.pair(batch.id, copy.id)
+            self._running[copy.id] = Running(copy, now)
+            self._copied += copy.count
+            self.window.reserve(copy.count, copy.nbytes)
             batches.append(copy)
             out.append(Notify(BatchHedged(now, batch, copy)))
         self._announce(batches, now, out)
 
-    def _call_twin_back(self, batch: int, out: list[Instruction]) -> None:
-        twin = self._twins.pop(batch, None)
-        if twin is not None and twin != batch:
-            self._twins.pop(twin, None)
-            if self._running.pop(twin, None) is not None:
-                out.append(Cancel((twin,)))
+    def _spare(self, size: int) -> int:
+        """Chunks to leave room for beside a new batch: a copy of one of its size.
 
-    def _lose_twin(self, batch: int) -> bool:
-        """Forget one of two copies; return whether the other one is still out."""
-        twin = self._twins.pop(batch, None)
-        if twin is None or twin == batch:
+        Where a straggler holds back the order, and with it the whole window, there has to be credit left to
+        start it a second time.
+        """
+        return size if self._copies.on and self._running and not self._copies.out else 0
+
+    def _part_from_twin(self, batch: Batch) -> bool:
+        """Return whether another copy of a batch that is not out any more still is; the credit of one returns."""
+        if self._copies.part(batch.id) is None:
             return False
-        self._twins.pop(twin, None)
-        return twin in self._running
+        self._release_copy(batch)
+        return True
+
+    def _drop_twin(self, batch: int) -> int | None:
+        """Forget the other copy of a batch, and return its number; its credit returns."""
+        twin = self._copies.part(batch)
+        if twin is not None:
+            self._release_copy(self._running.pop(twin).batch)
+        return twin
+
+    def _release_copy(self, batch: Batch) -> None:
+        self._copied -= batch.count
+        self.window.release(batch.count, batch.nbytes)
 
     # -- submission ---------------------------------------------------------------------------------
 
@@ -642,7 +523,7 @@ class Supervisor:
         batches: list[Batch] = []
         while len(self._running) < self._most_running and not self._cutter.exhausted:
             size = self._next_size()
-            if size < 1 or self.window.room(self._chunk_nbytes) < size:
+            if size < 1 or self.window.room(self._chunk_nbytes) < size + self._spare(size):
                 break
             size = min(size, self._allowance(now))
             if size < 1:
@@ -663,46 +544,51 @@ class Supervisor:
             self._held_until = now + self.throttle.wait()
         return room
 
+    @property
+    def _unmet(self) -> int | None:
+        """Items that may still be submitted, by what was asked for and by the limit; None for no bound."""
+        if self._limit is None and self.demand is None:
+            return None
+        bound = min(bound for bound in (self._limit, self.demand) if bound is not None)
+        return bound - self.counts.emitted - self.window.chunks + self._copied
+
     def _next_size(self) -> int:
         remaining = None if self._total is None else self._total - self._submitted
+        unmet = self._unmet
+        if self.demand is not None and unmet is not None:  # what is asked for is shared out like the rest of a plan
+            remaining = unmet if remaining is None else min(remaining, unmet)
+        capacity = self.window.limits.capacity(self._chunk_nbytes)
+        if self._copies.on:
+            capacity -= capacity // (2 * self._threads + 2)  # the room for a copy: see `_spare`
         size = self._batcher.size(
-            capacity=self.window.limits.capacity(self._chunk_nbytes),
+            capacity=capacity,
             remaining=remaining,
             threads=self._threads,
         )
-        if self._limit is not None:
-            size = min(size, self._limit - self.counts.emitted - self.window.chunks)
+        size = self._cutter.fit(size, capacity)
+        if unmet is not None:
+            size = min(size, unmet)
         self._want = max(size, 1)
         return size
 
     def _submit_due(self, now: float, out: list[Instruction]) -> None:
-        batches: list[Batch] = []
-        group: list[int] = []
-        while self._waiting and self._waiting[0].due <= now and self._allowance(now) >= 1:
-            waiting = heapq.heappop(self._waiting)
-            if waiting.alone:
-                batches.append(self._start(encode_numbers(waiting.numbers), now, suspect=waiting.suspect))
-                continue
-            group.extend(waiting.numbers)
-            if len(group) >= _RETRY_GROUP:
-                batches.append(self._start(encode_numbers(group), now))
-                group = []
-        if group:
-            batches.append(self._start(encode_numbers(group), now))
+        batches = [
+            self._start(encode_numbers(again.numbers), now, suspect=again.suspect)
+            for again in self._waiting.take_due(now, lambda: self._allowance(now) >= 1)
+        ]
         self._announce(batches, now, out)
 
     def _start(self, ranges: tuple[range, ...], now: float, *, credit: bool = False, suspect: bool = False) -> Batch:
         count = sum(len(run) for run in ranges)
         nbytes = count * self._chunk_nbytes
         self._serial += 1
-        first = self._trouble.get(ranges[0][0])
-        attempt = 1 if first is None else first.attempts + 1
+        attempt = self._quarantine.attempts(ranges[0][0]) + 1
         batch = Batch(self._serial, ranges, count, nbytes, attempt, suspect)
         if credit:
             self.window.reserve(count, nbytes)
         self.throttle.spend(count)
-        self._running[batch.id] = _Running(batch, now)
-        self._stragglers.started(count)
+        self._running[batch.id] = Running(batch, now)
+        self._copies.started(count)
         return batch
 
     def _announce(self, batches: list[Batch], now: float, out: list[Instruction]) -> None:
@@ -711,17 +597,11 @@ class Supervisor:
             chunks, nbytes = self.window.chunks, self.window.nbytes
             out.extend(Notify(BatchSubmitted(now, batch, chunks, nbytes)) for batch in batches)
 
-    def _wait(self, numbers: tuple[int, ...], due: float, *, alone: bool = False, suspect: bool = False) -> None:
-        if not numbers:
-            return
-        self._serial += 1
-        heapq.heappush(self._waiting, _Waiting(due, self._serial, numbers, alone, suspect))
-
     def _drop(self, numbers: Iterable[int]) -> None:
         count = 0
         for number in numbers:
             self._outbox.drop(number)
-            self._trouble.pop(number, None)
+            self._quarantine.forget(number)
             count += 1
         self.window.release(count, count * self._chunk_nbytes)
 
