@@ -1,6 +1,7 @@
 """Stream the chunks of Zarr arrays through a Dask cluster."""
 
 from zarr_dask_stream import errors
+from zarr_dask_stream.demand import Consumer, Producer, Share
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
 from zarr_dask_stream.engine.retry import RetryPolicy
@@ -21,12 +22,15 @@ __all__ = [
     "ChunkError",
     "ChunkStream",
     "ClusterError",
+    "Consumer",
     "DeadLetter",
     "Hedge",
+    "Producer",
     "RateLimit",
     "Reducer",
     "Report",
     "RetryPolicy",
+    "Share",
     "StoreError",
     "UsageError",
     "ZdsError",

@@ -72,9 +72,13 @@ class Wait:
 
 
 class Run:
-    """One run of a stream: its machine, its executor, its observers, its clock."""
+    """One run of a stream: its machine, its executor, its observers, its clock.
 
-    def __init__(self, options: Options, work: Work, *, deliver: bool) -> None:
+    A `shared` run has several consumers: its driver says when an item has reached one, and when one is through
+    with it. Nothing of it may be called by two threads at once.
+    """
+
+    def __init__(self, options: Options, work: Work, *, deliver: bool, shared: bool = False) -> None:
         o = options
         if o.fold is not None and isinstance(o.fold.reducer, Ungrouped):
             raise UsageError("group_by(...) needs a .reduce(...) after it")
@@ -89,6 +93,7 @@ class Run:
         self._partials: Partials = {}
         self._ledger = _ledger_of(o) if o.checkpoint is not None else None
         self._deliver = deliver and o.fold is None
+        self._shared = shared
         self._acknowledged: list[int] = []
         self.report = Report(url=o.spec.store.url)
         self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
@@ -141,21 +146,23 @@ class Run:
         self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
         self._do(machine.handle(threads, self._now()))
         while not self._stopped:
-            item = machine.take()
+            item = machine.take(hold=self._shared)
             if item is not None:
                 self._handed_at = time.monotonic()
                 yield Chunk.planned(plan, item.number, item.value, item.missing)
-                self._consumer_s += time.monotonic() - self._handed_at
-                self._handed_at = None
+                self._count_rest()
                 if self._ledger is not None:
-                    self._acknowledged.append(item.number)  # the consumer came back for more
+                    if not self._shared:
+                        self._acknowledged.append(item.number)  # the consumer came back for more
                     self._save_if_due(self._ledger)
                 if machine.hungry:
                     self._do(machine.handle(Tick(), self._now()))
             elif machine.done:
                 break
             else:
-                for event in (yield Wait(self._patience())) or ():
+                inputs = (yield Wait(self._patience())) or ()
+                self._count_rest()
+                for event in inputs:
                     self._do(machine.handle(event, self._now()))
                 if self._ledger is not None:
                     self._save_if_due(self._ledger)
@@ -171,6 +178,56 @@ class Run:
             self._partials[()] = fold.reducer.create()
         for key, partial in self._partials.items():
             yield Chunk(key, (), fold.reducer.finish(partial))
+
+    # -- what a shared run is told by its driver ------------------------------------------------------
+
+    def hand_out(self, numbers: list[int]) -> None:
+        """Say that chunks have reached their consumers: their credit returns."""
+        self._machine.hand_out(numbers)
+
+    def acknowledge(self, numbers: Iterable[int]) -> None:
+        """Say that consumers are through with chunks, for the ledger."""
+        if self._ledger is not None:
+            self._acknowledged.extend(numbers)
+
+    def demand(self, items: int) -> None:
+        """Say how many items have been asked for since the beginning; no more are read."""
+        self._machine.demand = items
+
+    def rest(self) -> None:
+        """Say that nobody waits for an item."""
+        if self._handed_at is None:
+            self._handed_at = time.monotonic()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to end."""
+        return self._stopped
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """Whether it matters what is acknowledged."""
+        return self._ledger is not None
+
+    @property
+    def restless(self) -> bool:
+        """Whether the loop would do something if its wait ended now."""
+        return self._machine.hungry or self._machine.done
+
+    @property
+    def done(self) -> bool:
+        """Whether every planned chunk has reached its end."""
+        return self._machine.done
+
+    @property
+    def running(self) -> int:
+        """Batches out on the cluster."""
+        return self._machine.running
+
+    def _count_rest(self) -> None:
+        if self._handed_at is not None:
+            self._consumer_s += time.monotonic() - self._handed_at
+            self._handed_at = None
 
     # -- carrying out instructions --------------------------------------------------------------------
 
@@ -296,8 +353,7 @@ class Run:
 
     def end(self) -> None:
         """Close the account; the executor is closed by the driver."""
-        if self._handed_at is not None:
-            self._consumer_s += time.monotonic() - self._handed_at
+        self._count_rest()
         unfinished = self._stopped or self._machine.draining or not self._machine.done
         if self._outcome == "done" and unfinished:
             self._outcome = "stopped early"
@@ -342,7 +398,7 @@ def _ledger_of(options: Options) -> Ledger:
     parts = {
         "about": about,
         "metadata": spec.fingerprint if o.blocks is None else o.blocks.fingerprints,
-        **({} if not o.plan.order else {"order": list(o.plan.order)}),
+        **({} if not o.plan.variant else {"variant": list(o.plan.variant)}),
         **({} if o.plan.halo is None else {"halo": [list(o.plan.halo.depth), list(o.plan.halo.boundary)]}),
         "where": identity(o.plan.where),
         "stages": identity(o.stages),

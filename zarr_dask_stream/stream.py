@@ -6,6 +6,7 @@ Each iteration is a new `Run`, driven here from a blocking executor or from an e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from operator import index
 from types import TracebackType
 from typing import Any, Self, SupportsIndex
 
+from zarr_dask_stream.demand import Consumer, How, Producer, Share, feed, feed_async, share
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.cluster import check_client, memory_budget
 from zarr_dask_stream.engine.events import (
@@ -461,6 +463,111 @@ class ChunkStream:
         tasks = delayed_chunks(self._work(), plan)
         return iter(tasks) if o.limit is None else (task for task, _ in zip(tasks, range(o.limit), strict=False))
 
+    # -- ways to share it ---------------------------------------------------------------------------
+
+    def producer(self, *, auto_ack: bool = True) -> Producer:
+        """Make a producer, which reads what it is asked for with ``.ask(n)`` and nothing else.
+
+        Parameters
+        ----------
+        auto_ack : bool
+            With a ``checkpoint``: an item is done when the thread or task that got it asks again. False: when
+            ``.ack(items)`` is called.
+
+        Returns
+        -------
+        Producer
+            Use it in a ``with`` or ``async with`` block, or close it.
+
+        Examples
+        --------
+        >>> import zarr
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = stream_chunks(array, concurrency=1)
+        >>> with stream.producer() as producer:
+        ...     [chunk] = producer.ask(1)
+        >>> chunk.index, stream.report.peak_chunks_in_flight
+        ((0,), 1)
+        """
+        return Producer(self._shared_run("producer"), auto_ack=auto_ack)
+
+    def share(
+        self, n: int, how: How = "demand", *, key: Callable[[tuple[int, ...]], Hashable] | None = None
+    ) -> tuple[Share, ...]:
+        """Share one run among `n` consumers, each a loop in a thread or task of its own.
+
+        What is in flight is bounded for all of them together, with what waits for one that is slow.
+
+        Parameters
+        ----------
+        n : int
+            Consumers.
+        how : {"demand", "partition", "broadcast"}
+            "demand": each item goes to whichever asks first. "partition": all items of a key to the same
+            consumer, in order; keys are given out in turns as they first appear. "broadcast": every item to
+            each, in the same order, arrays as views that can't be written to; the slowest sets the pace.
+        key : callable, optional
+            For "partition": ``key(index)`` of the grid index.
+
+        Returns
+        -------
+        tuple of Share
+            A consumer that leaves early does not stop the others, and the last one ends the run.
+
+        Raises
+        ------
+        UsageError
+            If a word or number is out of range, or the stream is a reduced one.
+
+        Examples
+        --------
+        >>> import zarr
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 2), dtype="i4", fill_value=7)
+        >>> shares = stream_chunks(array, concurrency=4).share(2, "partition", key=lambda index: index[0])
+        >>> with ThreadPoolExecutor(2) as pool:
+        ...     list(pool.map(lambda share: [chunk.index for chunk in share], shares))
+        [[(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1), (1, 2)]]
+        """
+        return share(self._shared_run("share"), n, how, key)
+
+    def feed(
+        self, *consumers: Consumer, how: How = "demand", key: Callable[[tuple[int, ...]], Hashable] | None = None
+    ) -> Report:
+        """Hand the items to consumers until the stream is over, and return the report.
+
+        Parameters
+        ----------
+        *consumers : Consumer
+            The first is fed in this thread, each other in one of its own.
+        how, key
+            As for `share`.
+
+        Raises
+        ------
+        ChunkError, StoreError, ClusterError
+            As a loop over the stream would.
+        Exception
+            What ``handle_items`` of a consumer raised, unless its ``on_error`` is "skip".
+        """
+        feed(self._shared_run("feed"), consumers, how, key)
+        return self._report
+
+    async def feed_async(
+        self, *consumers: Consumer, how: How = "demand", key: Callable[[tuple[int, ...]], Hashable] | None = None
+    ) -> Report:
+        """Hand the items to consumers, each in a task; ``handle_items`` may be a coroutine function. See `feed`."""
+        await feed_async(self._shared_run("feed"), consumers, how, key)
+        return self._report
+
+    def _shared_run(self, what: str) -> Callable[[], Run]:
+        if self._options.fold is not None:
+            raise UsageError(
+                f"a reduced stream has no chunks any more, and reads them all before its first answer: put "
+                f".{what}(...) on the stream before .reduce(...), or compute() it"
+            )
+        return functools.partial(self._new_run, deliver=True, shared=True)
+
     @property
     def rate_limit(self) -> RateLimit | None:
         """Bound on requests and bytes per second; may be set while a run goes on."""
@@ -504,8 +611,8 @@ class ChunkStream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _new_run(self, *, deliver: bool) -> Run:
-        run = Run(self._options, self._work(discard=not deliver), deliver=deliver)
+    def _new_run(self, *, deliver: bool, shared: bool = False) -> Run:
+        run = Run(self._options, self._work(discard=not deliver), deliver=deliver, shared=shared)
         self._report = run.report
         self._runs.add(run)
         return run
