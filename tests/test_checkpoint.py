@@ -145,6 +145,13 @@ def test_identity_tells_functions_apart() -> None:
     assert identity(np.arange(3)) != identity(np.arange(4))
 
 
+def test_what_was_worked_out_meanwhile_makes_no_other_thing_of_it() -> None:
+    grid = ChunkGrid((4, 4), (2, 2))
+    before = identity(grid)
+    assert grid.grid_shape == (2, 2)
+    assert identity(grid) == before != identity(ChunkGrid((4, 4), (2, 4)))
+
+
 def test_identity_of_a_function_that_closes_over_itself_ends() -> None:
     def loop(chunk: Any) -> Any:
         return loop

@@ -254,7 +254,9 @@ def _state(part: Any) -> dict[str, Any]:
     if isinstance(part, functools.partial):
         return {"func": part.func, "args": part.args, "keywords": part.keywords}
     slots = [s for kind in type(part).__mro__ for s in getattr(kind, "__slots__", ()) if hasattr(part, s)]
-    return {**getattr(part, "__dict__", {}), **{slot: getattr(part, slot) for slot in slots}}
+    own = {**getattr(part, "__dict__", {}), **{slot: getattr(part, slot) for slot in slots}}
+    # What it has worked out meanwhile and kept does not make it another one.
+    return {k: v for k, v in own.items() if not isinstance(getattr(type(part), k, None), functools.cached_property)}
 
 
 def _cell(cell: Any, within: tuple[int, ...]) -> Any:
