@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.stages.windows import Along, Every
 
 __all__ = ["Fold", "Reducer", "Together", "Ungrouped", "as_reducer", "check_data", "merge_partials"]
 
@@ -146,15 +147,24 @@ def check_data(reducer: Reducer, dtype: npt.DTypeLike, ndim: int | None = None) 
 class Fold:
     """The reducing end of a stream: one partial for each key.
 
-    `key` is called with the grid index; None is one key, ``()``, for the whole stream.
+    `key` is called with the grid index; None is one key, ``()``, for the whole stream. In windows along
+    axes, the key of a partial is ``(pane, key)``.
     """
 
     reducer: Reducer
     key: Callable[[tuple[int, ...]], Hashable] | None = None
+    window: Along | Every | None = None
 
     def add(self, partials: Partials, chunk: Chunk) -> None:
         """Fold `chunk` into the partial of its key."""
         key: Hashable = () if self.key is None else self.key(chunk.index)
+        if isinstance(self.window, Along):
+            for pane, part in self.window.cut(chunk):
+                self._add(partials, (pane, key), part)
+        else:
+            self._add(partials, key, chunk)
+
+    def _add(self, partials: Partials, key: Hashable, chunk: Chunk) -> None:
         partial = partials[key] if key in partials else self.reducer.create()
         partials[key] = self.reducer.add(partial, chunk)
 
