@@ -161,3 +161,31 @@ def test_leaving_early_under_a_predicate_asks_a_bounded_number_of_times() -> Non
     cutter.cut(1)
     assert cutter.rest() > 10**6
     assert len(asked) < 3 * 10**6
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10_000), stats), max_size=12),
+    st.integers(1, 10**4),
+    st.none() | st.integers(0, 10**9),
+    st.integers(1, 40),
+    st.integers(1, 600),
+)
+def test_a_size_is_a_multiple_of_its_unit_where_that_fits(
+    history: list[tuple[int, BatchStats]], capacity: int, remaining: int | None, threads: int, unit: int
+) -> None:
+    batcher = Batcher(BatchLimits(chunks=512, unit=unit))
+    for chunks, measured in history:
+        batcher.observe(chunks, measured)
+    size = batcher.size(capacity=capacity, remaining=remaining, threads=threads)
+    assert 1 <= size <= capacity
+    assert size % unit == 0 or size == capacity < unit
+    assert size <= max(512, unit)
+
+
+def test_the_head_is_what_is_cut_next() -> None:
+    cutter = Cutter([range(0), range(4, 6), range(0), range(9, 10)])
+    heads = []
+    while (head := cutter.head) is not None:
+        heads.append(head)
+        assert cutter.cut(1)[0][0] == head
+    assert heads == [4, 5, 9]

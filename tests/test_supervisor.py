@@ -125,7 +125,7 @@ def balanced(run: Rehearsal) -> bool:
 def test_the_first_steps_as_data() -> None:
     machine = machine_of(3, batch=1, threads=1)
     first = machine.handle(Threads(1, 1), 0.0)
-    batches = tuple(Batch(n + 1, (range(n, n + 1),), 1, NBYTES) for n in range(3))
+    batches = tuple(Batch(n + 1, (range(n, n + 1),), 1, NBYTES, fresh=True) for n in range(3))
     assert first == [
         Notify(ClusterChanged(0.0, 1, 1)),
         Submit(batches),
@@ -640,3 +640,102 @@ def test_each_chunk_has_one_terminal_notice() -> None:
             ends[notice.number] += 1
     assert ends == dict.fromkeys(range(400), 1)
     json.dumps(run.report.to_dict())
+
+
+# -- items gathered before a consumer gets them -------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [20, None])
+@pytest.mark.parametrize("stop_after", [None, 7])
+def test_items_gathered_beyond_the_window_are_accounted_for_when_they_are_handed_out(
+    total: int | None, stop_after: int | None
+) -> None:
+    machine = machine_of(20, window=4, where=None if total else lambda _: True)
+    executor = ScriptedExecutor(threads=2)
+    heard: list[Notice] = []
+
+    def carry_out(instructions: list[Instruction]) -> None:
+        heard.extend(notices(instructions))
+        executor.submit(tuple(submitted(instructions)))
+        machine.check()
+
+    carry_out(machine.handle(executor.start(), 0.0))
+    gathered: list[int] = []
+    taken = 0
+    while not machine.done and taken != stop_after:
+        item = machine.take(hold=True)
+        if item is None:
+            for event in executor.wait(0.1):
+                carry_out(machine.handle(event, executor.clock()))
+            continue
+        machine.stow(1)
+        machine.check()
+        gathered.append(item.number)
+        taken += 1
+        if taken % 6 == 0:  # more than fit into the window at once
+            machine.hand_out(gathered[:3])
+            failures = [Failure(n, Category.FUNCTION, "OSError", "full") for n in gathered[3:]]
+            carry_out(machine.refuse(failures, "its sink raised", executor.clock()))
+            gathered = []
+        elif taken == 20:
+            machine.hand_out(gathered)
+        if machine.hungry:
+            carry_out(machine.handle(Tick(), executor.clock()))
+    carry_out(machine.finish("done", executor.clock()))
+    dead = [notice.letter for notice in heard if isinstance(notice, ChunkDeadLettered)]
+    if stop_after is None:
+        assert machine.counts.emitted == 11
+        assert [letter.index[0] for letter in dead] == [3, 4, 5, 9, 10, 11, 15, 16, 17]
+        assert {(letter.attempts, letter.reason) for letter in dead} == {(1, "its sink raised")}
+    else:
+        assert (machine.counts.emitted, machine.counts.dead, machine.counts.cancelled) == (3, 3, 14)
+    assert machine.counts.settled == 20
+    assert machine.window.peak_chunks <= 4
+
+
+def test_a_limit_counts_what_was_gathered() -> None:
+    machine = machine_of(20, window=4, limit=3)
+    machine.handle(Threads(1, 1), 0.0)
+    while machine.running:
+        for batch in list(range(1, 10)):
+            machine.handle(BatchDone(batch, BatchResult(numbers=[batch - 1], values=[0])), 0.0)
+        while machine.take(hold=True) is not None:
+            machine.stow(1)
+    assert machine.take(hold=True) is None
+    assert not machine.done
+    machine.hand_out([0, 1, 2])
+    assert machine.done
+
+
+def test_while_holding_only_one_batch_at_a_time_goes_out() -> None:
+    machine = machine_of(6, batch=1, threads=2, deliver=False)
+    machine.holding = True
+    first = submitted(machine.handle(Threads(2, 1), 0.0))
+    assert len(first) == 1
+    hungry = [machine.hungry]
+    assert machine.frontier == 1
+    failed = machine.handle(done(first[0], failures=[reset(0)]), 1.0)
+    assert submitted(failed) == []
+    [again] = submitted(machine.handle(Tick(), 2.0))
+    assert again.ranges == (range(1),), "a chunk that failed is tried again all the same"
+    assert (first[0].fresh, again.fresh) == (True, False)
+    second = submitted(machine.handle(done(again), 3.0))
+    assert [batch.ranges for batch in second] == [(range(1, 2),)]
+    machine.holding = False
+    hungry.append(machine.hungry)
+    assert hungry == [False, True]
+    assert len(submitted(machine.handle(Tick(), 3.0))) == 4
+    assert machine.frontier is None
+
+
+def test_chunks_that_hung_together_are_tried_one_by_one_at_no_cost() -> None:
+    machine = machine_of(40, batch=40, threads=1)
+    [first, *_] = submitted(machine.handle(Threads(1, 1), 0.0))
+    [rest, *_] = submitted(machine.handle(done(first), 0.0))
+    numbers = [n for run in rest.ranges for n in run]
+    assert len(numbers) > 2
+    result = BatchResult(numbers=numbers[:1], values=[0], apart=numbers[1:])
+    batches = submitted(machine.handle(BatchDone(rest.id, result), 1.0))
+    alone = [batch for batch in batches if not batch.fresh]
+    assert [batch.ranges for batch in alone] == [(range(n, n + 1),) for n in numbers[1:]]
+    assert {batch.attempt for batch in alone} == {1}

@@ -39,6 +39,8 @@ class BatchLimits:
         A batch is at most so many times the one it was measured on.
     least_s : float
         The last batches are shared out evenly, but not into batches shorter than this.
+    unit : int
+        Batches are whole multiples of so many chunks, or less than one where no more fit.
     """
 
     target_s: float = 0.25
@@ -46,6 +48,7 @@ class BatchLimits:
     result_bytes: int = 32 * 2**20
     growth: int = 32
     least_s: float = 0.02
+    unit: int = 1
 
 
 class Batcher:
@@ -102,7 +105,11 @@ class Batcher:
         if remaining is not None:
             least = int(self._limits.least_s / self._cost_s) if self._cost_s else 1
             size = min(size, max(-(-remaining // (2 * threads)), least))
-        return max(size, 1)
+        return self._rounded(max(size, 1), capacity)
+
+    def _rounded(self, size: int, capacity: int) -> int:
+        unit = self._limits.unit
+        return size if unit == 1 else min(max(size // unit, 1) * unit, max(capacity, 1))
 
 
 class Cutter:
@@ -137,6 +144,11 @@ class Cutter:
                 return True
             self._head = following
         return False
+
+    @property
+    def head(self) -> int | None:
+        """The number that is cut next, or None."""
+        return None if self.exhausted else self._head[0]
 
     def fit(self, count: int, most: int) -> int:
         """Return how many numbers to cut instead of `count`, so that what belongs together stays so.

@@ -72,7 +72,8 @@ class Batch:
 
     `ranges` are linear chunk numbers; `nbytes` is what their decoded data can take at most. A `suspect`
     batch was on a worker that died: an executor keeps suspects to one at a time on any worker, bound to
-    it, so that each costs one worker at most and the blame has an address.
+    it, so that each costs one worker at most and the blame has an address. A `fresh` one is of chunks that
+    go out for the first time.
     """
 
     id: int
@@ -81,6 +82,7 @@ class Batch:
     nbytes: int
     attempt: int = 1
     suspect: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ class BatchResult:
     """What became of each chunk of a batch.
 
     `numbers` and `values` run in parallel; `missing` are those of `numbers` that came from the fill
-    value. `unattempted` chunks were not tried (the batch was cut short) and keep their attempts.
+    value. `unattempted` chunks were not tried (the batch was cut short) and keep their attempts; so do
+    those that are `apart`, which have to be tried one by one: a function that was given them all hung.
     With a reduction, `values` is empty, `numbers` are the chunks folded and `partial` their fold.
     """
 
@@ -136,6 +139,7 @@ class BatchResult:
     skipped: list[int] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     unattempted: list[int] = field(default_factory=list)
+    apart: list[int] = field(default_factory=list)
     partial: Any = None
     stats: BatchStats = field(default_factory=BatchStats)
 

@@ -125,6 +125,8 @@ class Supervisor:
         Submit nothing until it is False again.
     draining : bool
         Submit nothing more at all: the run is done when what is out has come back and was taken.
+    holding : bool
+        Submit nothing new while something is in flight; what failed is still tried again.
     demand : int or None
         Items asked for since the beginning: no chunk is submitted beyond them. None: whatever the window holds.
     """
@@ -168,8 +170,10 @@ class Supervisor:
         self._restarted: set[str] = set()
         self.paused = False
         self.draining = False
+        self.holding = False
         self.demand: int | None = None
         self._held = 0  # items taken by somebody who has not handed them out yet
+        self._stowed = 0  # of these, items whose credit has returned
         self._held_until: float | None = None
         self._last_failure: Failure | None = None
         self._outbox = Outbox(ordered=ordered)
@@ -205,7 +209,7 @@ class Supervisor:
             want > 0
             and len(self._running) < self._most_running
             and self._held_until is None
-            and not (self.paused or self.draining)
+            and not (self.paused or self.draining or (self.holding and self.window.chunks))
             and self.window.room(self._chunk_nbytes) >= want + self._spare(want)
             and not self._cutter.exhausted
         )
@@ -242,7 +246,31 @@ class Supervisor:
             return  # accounted for as cancelled
         self._taken.extend(numbers)
         self.counts.emitted += len(numbers)
-        self.window.release(len(numbers), len(numbers) * self._chunk_nbytes)
+        self._release_held(len(numbers))
+
+    def stow(self, count: int) -> None:
+        """Say that items taken with `hold` lie where other bounds hold: their credit returns before they do."""
+        self._stowed += count
+        self.window.release(count, count * self._chunk_nbytes)
+
+    def refuse(self, failures: Sequence[Failure], why: str, now: float) -> list[Instruction]:
+        """Give up items taken with `hold`: who was to have them does not take them."""
+        self._held -= len(failures)
+        if self._finished:
+            return []
+        self.counts.dead += len(failures)
+        self._release_held(len(failures))
+        return [self._letter(failure, why, 1, now) for failure in failures]
+
+    def _release_held(self, count: int) -> None:
+        stowed = min(count, self._stowed)
+        self._stowed -= stowed
+        self.window.release(count - stowed, (count - stowed) * self._chunk_nbytes)
+
+    @property
+    def frontier(self) -> int | None:
+        """The chunk that goes out next: all that the plan has before it went out. None: all did."""
+        return self._cutter.head
 
     @property
     def in_flight(self) -> int:
@@ -312,7 +340,7 @@ class Supervisor:
         """Count what was planned and never given out."""
         if self._total is not None:
             return self._total - self.counts.settled  # a plan of 10^9 chunks is not walked to its end for this
-        return self.window.chunks + self._cutter.rest() + self._cutter.take_absent()
+        return self.window.chunks + self._stowed + self._cutter.rest() + self._cutter.take_absent()
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -321,8 +349,8 @@ class Supervisor:
         limits = self.window.limits
         if not self._finished:
             # Dropped chunks may sit in the reorder buffer as place holders without credit.
-            assert self._held >= 0
-            least = running + waiting + self._held
+            assert 0 <= self._stowed <= self._held
+            least = running + waiting + self._held - self._stowed
             assert least <= self.window.chunks <= least + len(self._outbox)
             assert self.window.nbytes == self.window.chunks * self._chunk_nbytes
         if self.window.chunks > 1:
@@ -330,7 +358,7 @@ class Supervisor:
         if limits.chunks is not None:
             assert self.window.chunks <= limits.chunks
         if self._total is not None:
-            in_flight = 0 if self._finished else self.window.chunks - self._copied
+            in_flight = 0 if self._finished else self.window.chunks - self._copied + self._stowed
             assert self.counts.settled + in_flight <= self._total
 
     # -- outcomes -----------------------------------------------------------------------------------
@@ -364,6 +392,8 @@ class Supervisor:
         self._hear_complaints(result, now, out)
         for failure in result.failures:
             self._chunk_failed(failure, now, out)
+        for number in result.apart:
+            self._waiting.add(Again((number,), now, alone=True))
         if attempted:
             self._waiting.add(Again(tuple(result.unattempted), now))
         else:
@@ -405,6 +435,11 @@ class Supervisor:
 
     def _bury(self, failure: Failure, why: str, now: float, out: list[Instruction]) -> None:
         attempts = self._quarantine.forget(failure.number)
+        self.counts.dead += 1
+        self._drop([failure.number])
+        out.append(self._letter(failure, why, attempts, now))
+
+    def _letter(self, failure: Failure, why: str, attempts: int, now: float) -> Instruction:
         letter = DeadLetter(
             index=self._plan.grid.index(failure.number),
             region=self._plan.region(failure.number),
@@ -417,9 +452,7 @@ class Supervisor:
             traceback=failure.traceback,
             error=failure.error,
         )
-        self.counts.dead += 1
-        self._drop([failure.number])
-        out.append(Notify(ChunkDeadLettered(now, failure.number, letter)))
+        return Notify(ChunkDeadLettered(now, failure.number, letter))
 
     def _batch_lost(self, event: BatchLost, now: float, out: list[Instruction]) -> None:
         running = self._running.pop(event.batch, None)
@@ -478,7 +511,7 @@ class Supervisor:
             if self.window.room(self._chunk_nbytes) < batch.count or not self._copies.afford(batch):
                 continue
             self._serial += 1
-            copy = dataclasses.replace(batch, id=self._serial)
+            copy = dataclasses.replace(batch, id=self._serial, fresh=False)
             self._copies.pair(batch.id, copy.id)
             self._running[copy.id] = Running(copy, now)
             self._copied += copy.count
@@ -522,6 +555,8 @@ class Supervisor:
     def _submit_new(self, now: float, out: list[Instruction]) -> None:
         batches: list[Batch] = []
         while len(self._running) < self._most_running and not self._cutter.exhausted:
+            if self.holding and self.window.chunks:
+                break
             size = self._next_size()
             if size < 1 or self.window.room(self._chunk_nbytes) < size + self._spare(size):
                 break
@@ -550,7 +585,7 @@ class Supervisor:
         if self._limit is None and self.demand is None:
             return None
         bound = min(bound for bound in (self._limit, self.demand) if bound is not None)
-        return bound - self.counts.emitted - self.window.chunks + self._copied
+        return bound - self.counts.emitted - self.window.chunks - self._stowed + self._copied
 
     def _next_size(self) -> int:
         remaining = None if self._total is None else self._total - self._submitted
@@ -583,7 +618,7 @@ class Supervisor:
         nbytes = count * self._chunk_nbytes
         self._serial += 1
         attempt = self._quarantine.attempts(ranges[0][0]) + 1
-        batch = Batch(self._serial, ranges, count, nbytes, attempt, suspect)
+        batch = Batch(self._serial, ranges, count, nbytes, attempt, suspect, fresh=credit)
         if credit:
             self.window.reserve(count, nbytes)
         self.throttle.spend(count)
