@@ -138,6 +138,21 @@ def test_by_shard_is_a_permutation_one_shard_after_the_other(drawn: tuple[ChunkP
     assert [shard for shard, _ in itertools.groupby(shards)] == sorted(set(shards))
 
 
+@given(plans(), st.data())
+def test_along_axes_is_a_permutation_one_place_after_the_other(
+    drawn: tuple[ChunkPlan, list[int]], data: st.DataObject
+) -> None:
+    plan, numbers = drawn
+    axes = sorted(data.draw(st.sets(st.integers(0, max(plan.grid.ndim - 1, 0))))) if plan.grid.ndim else []
+    walk = list(decode_numbers(plan.runs_along(axes)))
+    assert sorted(walk) == numbers
+    per = plan.grid.chunks_per_shard
+    places = [tuple(plan.grid.index(number)[axis] // per[axis] for axis in axes) for number in walk]
+    assert places == sorted(places)
+    shards = [plan.grid.shard_of(number)[0] for number in walk]
+    assert len([shard for shard, _ in itertools.groupby(shards)]) == len(set(shards)), "each shard in one go"
+
+
 @given(plans())
 def test_regions_of_a_plan_tile_its_box(drawn: tuple[ChunkPlan, list[int]]) -> None:
     plan, numbers = drawn
@@ -206,6 +221,14 @@ def test_where_gets_plain_integers_and_any_truth_counts() -> None:
 
     assert list(ChunkPlan(grid, parse_region(None, grid.shape), where)) == [3, 4, 5]
     assert all(type(i) is int for index in seen for i in index)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("where", [None, lambda index: index[1] % 2 == 1])
+def test_a_trillion_chunks_begin_at_once_along_any_axis(axes: tuple[int, ...], where: Any) -> None:
+    plan = ChunkPlan(ChunkGrid((10**6, 10**6), (1, 1)), (slice(0, 10**6), slice(0, 10**6)), where)
+    runs = plan.runs_along(axes)
+    assert len(next(run for run in runs if run)) >= 1
 
 
 @pytest.mark.parametrize("by_shard", [False, True])

@@ -5,6 +5,7 @@ A `ChunkPlan` is a description, not a list: walking it costs no memory, and it c
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -284,17 +285,48 @@ class ChunkPlan:
                         yield range(0)  # each piece begins with an empty run: who walks can count and stop
                         yield from _pack(n for n in row[at : at + _PIECE] if self._wants(n))
 
-    def _shard_boxes(self) -> Iterator[tuple[Index, Index]]:
-        if self.grid.shards is None or not self.box_size:
+    def runs_along(self, axes: Sequence[int]) -> Iterator[range]:
+        """Walk all that lies at one place along some axes, then all at the next.
+
+        Places are whole stored objects: a shard is read in one go.
+
+        Parameters
+        ----------
+        axes : sequence of int
+            In ascending order.
+
+        Examples
+        --------
+        >>> plan = ChunkPlan(ChunkGrid((3, 2), (1, 1)), (slice(0, 3), slice(0, 2)))
+        >>> list(plan.runs_along((1,)))
+        [range(0, 5, 2), range(1, 6, 2)]
+        """
+        if tuple(axes) == tuple(range(len(axes))):
+            yield from self.runs(by_shard=True)  # grid order does the same
+            return
+        numbers = decode_numbers(row for start, stop in self._shard_boxes(axes) for row in self.grid.rows(start, stop))
+        while piece := list(itertools.islice(numbers, _PIECE)):
+            if self.where is not None:
+                yield range(0)
+                piece = [number for number in piece if self._wants(number)]
+            yield from _pack(iter(piece))
+
+    def _shard_boxes(self, first_axes: Sequence[int] = ()) -> Iterator[tuple[Index, Index]]:
+        if (self.grid.shards is None and not first_axes) or not self.box_size:
             yield self.start, self.stop
             return
         per = self.grid.chunks_per_shard
         first = tuple(a // p for a, p in zip(self.start, per, strict=True))
         last = tuple(-(-b // p) for b, p in zip(self.stop, per, strict=True))
         shards = self.grid.shard_grid
-        for row in shards.rows(first, last):
+        walked = ChunkGrid(tuple(shards.shape[a] for a in order), tuple(shards.chunks[a] for a in order))
+        for row in walked.rows([first[a] for a in order], [last[a] for a in order]):
             for shard in row:
-                index = shards.index(shard)
+                place = walked.index(shard)
+                index = [place[i] for i in back]
+        # The axes in the order in which they are walked, the slowest first.
+        order = [*first_axes, *(axis for axis in range(self.grid.ndim) if axis not in first_axes)]
+        back = [order.index(axis) for axis in range(self.grid.ndim)]
                 yield (
                     tuple(max(i * p, a) for i, p, a in zip(index, per, self.start, strict=True)),
                     tuple(min((i + 1) * p, b) for i, p, b in zip(index, per, self.stop, strict=True)),
