@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 from obstore.store import S3Store
@@ -15,6 +20,7 @@ from zarr.storage import FsspecStore, ObjectStore
 import zarr_dask_stream as zds
 from realparts.fault_proxy import FaultProxy, Faults
 from realparts.http_files import HttpStore
+from realparts.process import wait_until
 from realparts.s3 import S3Server
 from zarr_dask_stream.engine.events import ChunkRetried, Notice, SlowedDown
 from zarr_dask_stream.source.array import list_arrays, open_array
@@ -150,3 +156,55 @@ class _Asking:
 
 def _named(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"source": arguments.pop("array"), **arguments}
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+#: Reads everything twice, with other connections the second time, and ends while the I/O thread has other things to do.
+READ_AND_EXIT = """
+import json, sys, threading, time
+from fsspec.asyn import get_loop
+import zarr_dask_stream as zds
+
+for source, options in json.loads(sys.argv[1]):
+    stream = zds.stream_chunks(source, storage_options=options, concurrency=1, missing="skip")
+    print(sum(int(chunk.data.sum()) for chunk in stream))
+    stream.spec.store.refresh()
+    print(sum(int(chunk.data.sum()) for chunk in stream))
+get_loop().call_soon_threadsafe(time.sleep, 0.2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_connections_are_closed_before_python_ends(s3_server: S3Server, bucket: str, http_store: HttpStore) -> None:
+    array = zarr.create_array(str(http_store.directory / "a.zarr"), shape=(4,), chunks=(2,), dtype="i4")
+    array[:] = 1
+    by_s3 = by_s3fs(s3_server, bucket, s3_server.endpoint)
+    cached = by_chain(s3_server, bucket, s3_server.endpoint)
+    sources = [[road["array"], road["storage_options"]] for road in (by_s3, cached)]
+    sources.append([f"{http_store.url}/a.zarr", {}])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", READ_AND_EXIT, json.dumps(sources)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["7140", "7140", "7140", "7140", "4", "4"]
+
+
+def _connections(server: HttpStore) -> int:
+    port = urlsplit(server.url).port
+    found = psutil.Process().net_connections("tcp")
+    return sum(bool(c.raddr) and c.raddr[1] == port and c.status == psutil.CONN_ESTABLISHED for c in found)
+
+
+def test_stores_that_were_used_long_ago_are_closed(http_store: HttpStore) -> None:
+    zarr.create_array(str(http_store.directory / "a.zarr"), shape=(4,), chunks=(2,), dtype="i4")
+    urls = [f"{http_store.url}/a.zarr?signature={n}" for n in range(80)]
+    assert all(open_array(url).shape == (4,) for url in urls)
+    wait_until(lambda: _connections(http_store) <= 32, what="connections to be closed", timeout_s=5)
+    first = open_array(urls[0])
+    assert first.store.open() is open_array(urls[0]).store.open()

@@ -11,12 +11,13 @@ Listings are many requests in one call, of which each must be tried again alone:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, get_loop
@@ -55,8 +56,7 @@ def open_filesystem(url: str, options: Mapping[str, Any], *, patient: bool = Fal
     if first in _S3:
         options = _s3_options(options, patient=patient)
     for protocol in _S3.intersection(behind):
-        own = {"skip_instance_cache": True, **(options.get(protocol) or {})}
-        options[protocol] = _s3_options(own, patient=patient)
+        options[protocol] = _s3_options(options.get(protocol) or {}, patient=patient)
     fs, root = fsspec.core.url_to_fs(url, **options)
     return (fs if patient else _hasty(fs)), str(root)
 
@@ -68,7 +68,8 @@ def _s3_options(options: Mapping[str, Any], *, patient: bool) -> dict[str, Any]:
     config = {"max_pool_connections": POOL_SIZE, **(options.get("config_kwargs") or {})}
     if not patient:
         config.setdefault("retries", {"total_max_attempts": 1, "mode": "standard"})
-    return {"max_concurrency": 1, "use_listings_cache": False, **options, "config_kwargs": config}
+    ours = {"max_concurrency": 1, "use_listings_cache": False, "skip_instance_cache": True}
+    return {**ours, **options, "config_kwargs": config}
 
 
 def _hasty(fs: Any) -> Any:
@@ -101,7 +102,9 @@ def rebuild_filesystem(fs: Any, *, patient: bool = False) -> Any:
     args = [rebuild_filesystem(value, patient=patient) for value in fs.storage_args]
     if _s3_of(fs) is fs and not args:
         options = _s3_options(options, patient=patient)
-    fresh = type(fs)(*args, **options, skip_instance_cache=True)
+    elif options.get("target_protocol") in _S3:
+        options["target_options"] = _s3_options(options.get("target_options") or {}, patient=patient)
+    fresh = type(fs)(*args, **{**options, "skip_instance_cache": True})
     return fresh if patient else _hasty(fresh)
 
 
@@ -135,6 +138,30 @@ def _is_asynchronous(fs: Any) -> bool:
     return isinstance(fs, AsyncFileSystem) and fs.async_impl and (not wraps or _is_asynchronous(inner))
 
 
+def _close_with(owner: Any, fs: Any) -> None:
+    """Close the connections of `fs` once nobody uses its owner any more.
+
+    Left to itself a file system goes when Python looks for rings of objects: its methods refer back to it.
+    """
+    if _is_asynchronous(fs):
+        # Not when Python ends: file systems see to that themselves.
+        weakref.finalize(owner, _close_soon, fs, os.getpid()).atexit = False
+
+
+def _close_soon(fs: Any, pid: int) -> None:
+    if pid == os.getpid() and fs.loop.is_running():
+        asyncio.run_coroutine_threadsafe(_close(fs), fs.loop)
+
+
+async def _close(fs: Any) -> None:
+    for one in (fs, _s3_of(fs)):  # others behind a cache may be shared with whoever uses fsspec beside us
+        # What `set_session` of s3fs and of fsspec's own file systems has returned, "to be closed later".
+        session = getattr(one, "_s3", None) or getattr(one, "_session", None)
+        if session is not None:
+            with contextlib.suppress(Exception):
+                await session.close()
+
+
 class FsspecFiles(RemoteBytes):
     """Files of an fsspec file system below a root; synchronous ones run in threads.
 
@@ -153,6 +180,7 @@ class FsspecFiles(RemoteBytes):
     ) -> None:
         super().__init__(url, secrets)
         self._fs = fs
+        _close_with(self, fs)
         self._make_patient = patient if patient is not None and _s3_of(fs) is not None else lambda: fs
         self._lead = f"{root.rstrip('/')}/" if root.strip("/") else root
         self._query = f"?{query}" if query else ""
@@ -160,7 +188,7 @@ class FsspecFiles(RemoteBytes):
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         self._listable = protocol not in {"http", "https"}
         inner = getattr(fs, "fs", None) if str(protocol).endswith("cache") else None
-        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._reading: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._behind = None if inner is None else FsspecFiles(url, inner, root, query=query, secrets=secrets)
 
     @property
@@ -171,7 +199,9 @@ class FsspecFiles(RemoteBytes):
 
     @cached_property
     def _patient(self) -> Any:
-        return self._make_patient()
+        fs = self._make_patient()
+        _close_with(self, fs)
+        return fs
 
     async def _run(self, fs: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         if self._asynchronous:

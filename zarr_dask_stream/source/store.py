@@ -43,6 +43,8 @@ from zarr_dask_stream.source.secret import Sealed, builtin_error, digest, displa
 
 __all__ = ["StoreSpec", "here", "split_source"]
 
+#: Stores that are kept open in a process: a worker may live long, and URLs that are signed are new ones each time.
+_MOST_OPENED = 32
 #: A store object larger than this when pickled carries its data with it and must not travel.
 _MAX_PICKLE_BYTES = 1 << 16
 
@@ -166,9 +168,13 @@ class StoreSpec:
             if _opened_pid[0] != os.getpid():  # a fork: connections and loops stay with the parent
                 _opened.clear()
                 _opened_pid[0] = os.getpid()
-            store = _opened.get(self.token)
+            store = _opened.pop(self.token, None)
             if store is None:
-                store = _opened[self.token] = _open(self)
+                store = _open(self)
+            _opened[self.token] = store  # at the end: used last
+            if len(_opened) > _MOST_OPENED:
+                # Its connections are closed with it, as soon as nobody reads from it any more.
+                del _opened[next(iter(_opened))]
             return store
 
     def refresh(self) -> ByteStore:
