@@ -301,3 +301,14 @@ def test_consolidated_only_is_visible(tmp_path: Path, zarr_format: Any) -> None:
     assert spec.metadata_key in {"zarr.json", ".zmetadata"}
     check_visible(_fresh(spec))
     same_bits(assemble(spec), want)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(("dtype", "value"), [("S4", b"abcd"), ("U3", "xyz")])
+@pytest.mark.filterwarnings("ignore")  # zarr remarks on dtypes outside the version 3 specification
+def test_text_without_axes_keeps_its_length(zarr_format: Any, dtype: str, value: Any) -> None:
+    array = zarr.create_array({}, shape=(), dtype=dtype, zarr_format=zarr_format)
+    array[...] = value
+    spec = open_array(array)
+    assert spec.dtype == np.dtype(dtype)
+    assert assemble(spec)[()] == value

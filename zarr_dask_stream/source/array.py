@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -269,7 +269,9 @@ def _attributes(store: ByteStore, path: str, node: Node) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def zarr_array(document: Mapping[str, Any], zarr_format: int) -> tuple[Any, dict[str, Any]]:
+def zarr_array(
+    document: Mapping[str, Any], zarr_format: int, *, mode: Literal["r", "r+"] = "r"
+) -> tuple[Any, dict[str, Any]]:
     """Open an array that exists only as this document, through zarr's public API.
 
     Returns
@@ -282,7 +284,7 @@ def zarr_array(document: Mapping[str, Any], zarr_format: int) -> tuple[Any, dict
     values: dict[str, Any] = {key: cpu.Buffer.from_bytes(json.dumps(document).encode())}
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zarr remarks on codecs and dtypes; the writer has seen that
-        return zarr.open_array(MemoryStore(values), mode="r", zarr_format=2 if zarr_format == 2 else 3), values
+        return zarr.open_array(MemoryStore(values), mode=mode, zarr_format=2 if zarr_format == 2 else 3), values
 
 
 def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any]) -> ArraySpec:
@@ -297,7 +299,8 @@ def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any
     try:
         array, _ = zarr_array(ones, node.zarr_format)
         _check_item(array.dtype, array.chunks, where)
-        sample = np.asarray(array[...])
+        # With the dtype: text without axes comes as a scalar, which knows no length but its own.
+        sample = np.asarray(array[...], array.dtype)
     except MetadataError:
         raise
     except Exception as error:

@@ -26,7 +26,18 @@ from zarr_dask_stream.source.array import ArraySpec, zarr_array
 from zarr_dask_stream.source.inflate import BYTES_CODECS, Buffer, Size, Step, build_step, encoded_size
 from zarr_dask_stream.source.metadata import sharding
 
-__all__ = ["Decode", "compile_chain", "compile_fallback", "compile_index"]
+__all__ = [
+    "Codec",
+    "Decode",
+    "UnknownCodec",
+    "compile_chain",
+    "compile_fallback",
+    "compile_index",
+    "need_plain",
+    "numcodecs_name",
+    "stored_order",
+    "transposition",
+]
 
 Array = npt.NDArray[Any]
 Decode = Callable[[Buffer], Array]
@@ -38,14 +49,14 @@ _MAX_COMPILED = 64
 
 
 @dataclass(frozen=True)
-class _Codec:
+class Codec:
     """One codec of a chain: numcodecs' name for it and its configuration."""
 
     name: str
     config: Mapping[str, Any]
 
 
-class _Unknown(Exception):  # noqa: N818  # a signal inside this module, never seen outside
+class UnknownCodec(Exception):  # noqa: N818  # a signal between modules that compile chains, never seen outside
     """The chain has something in it that is not compiled."""
 
 
@@ -117,7 +128,7 @@ def _guarded(decode: Decode) -> Decode:
 def _compile(spec: ArraySpec) -> Decode:
     try:
         return _compile_v2(spec) if spec.zarr_format == 2 else _compile_v3(spec)
-    except _Unknown:
+    except UnknownCodec:
         return _fallback(spec)
 
 
@@ -126,8 +137,8 @@ def _compile(spec: ArraySpec) -> Decode:
 
 def _compile_v2(spec: ArraySpec) -> Decode:
     document = json.loads(spec.metadata)
-    _need_plain(spec.stored_dtype)
-    chain = [_Codec(c["id"], {k: v for k, v in c.items() if k != "id"}) for c in spec.codecs]
+    need_plain(spec.stored_dtype)
+    chain = [Codec(c["id"], {k: v for k, v in c.items() if k != "id"}) for c in spec.codecs]
     step = _chain_step(chain, spec.stored_dtype, spec.chunks)
     if document.get("order") == "F" and len(spec.chunks) > 1:
         axes = tuple(range(len(spec.chunks)))[::-1]
@@ -135,9 +146,10 @@ def _compile_v2(spec: ArraySpec) -> Decode:
     return _assemble(step, spec.stored_dtype, spec.chunks, None, native=spec.dtype)
 
 
-def _need_plain(dtype: np.dtype[Any]) -> None:
+def need_plain(dtype: np.dtype[Any]) -> None:
+    """Leave to zarr what has elements of varying length, or of none."""
     if dtype.hasobject or dtype.kind not in "biufcmMSUV" or dtype.itemsize == 0:
-        raise _Unknown(str(dtype))
+        raise UnknownCodec(str(dtype))
 
 
 # -- version 3 ------------------------------------------------------------------------------------
@@ -156,47 +168,48 @@ def _compile_v3(spec: ArraySpec) -> Decode:
 
 
 def _compile_codecs(codecs: Sequence[Mapping[str, Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Decode:
-    _need_plain(dtype)
+    need_plain(dtype)
     names = [codec["name"] for codec in codecs]
     if "bytes" not in names:
-        raise _Unknown(str(names))
+        raise UnknownCodec(str(names))
     split = names.index("bytes")
-    stored = _stored(dtype, (codecs[split].get("configuration") or {}).get("endian"))
+    stored = stored_order(dtype, (codecs[split].get("configuration") or {}).get("endian"))
     before = codecs[:split]
-    after = [_v3_codec(codec, dtype) for codec in codecs[split + 1 :]]
+    after = [numcodecs_name(codec, dtype) for codec in codecs[split + 1 :]]
     if any(codec["name"] == "transpose" for codec in before):
-        axes = _transposition(before, len(shape))
+        axes = transposition(before, len(shape))
         encoded = tuple(shape[axis] for axis in axes)
         step = _chain_step(after, stored, encoded)
         return _assemble(step, stored, encoded, tuple(np.argsort(axes).tolist()), native=dtype)
-    filters = [_v3_codec(codec, dtype) for codec in before]
+    filters = [numcodecs_name(codec, dtype) for codec in before]
     _check_filters(filters, after, stored == dtype)
     return _assemble(_chain_step([*filters, *after], stored, shape), stored, shape, None, native=dtype)
 
 
-def _check_filters(filters: Sequence[_Codec], after: Sequence[_Codec], native: bool) -> None:
+def _check_filters(filters: Sequence[Codec], after: Sequence[Codec], native: bool) -> None:
     """Leave to zarr what hangs on the array, not the bytes, that it gives a filter in version 3."""
     if not filters:
         return
     types = [np.dtype(f.config[name]) for f in filters for name in ("astype", "encode_dtype") if f.config.get(name)]
     if not native or not all(dtype.isnative for dtype in types):
-        raise _Unknown("filters on swapped bytes")
+        raise UnknownCodec("filters on swapped bytes")
     if any(f.name == "quantize" and f.config.get("astype") for f in filters):
-        raise _Unknown("quantize to another dtype")
+        raise UnknownCodec("quantize to another dtype")
     if types and any(codec.name == "shuffle" for codec in after):
-        raise _Unknown("shuffle of another dtype than the array's")
+        raise UnknownCodec("shuffle of another dtype than the array's")
 
 
-def _stored(dtype: np.dtype[Any], endian: str | None) -> np.dtype[Any]:
+def stored_order(dtype: np.dtype[Any], endian: str | None) -> np.dtype[Any]:
+    """Return `dtype` in the byte order that the codec ``bytes`` of version 3 names."""
     if endian not in {None, "little", "big"} or (dtype.kind == "V" and endian == "big"):
-        raise _Unknown(str(endian))
+        raise UnknownCodec(str(endian))
     if endian is None or endian == sys.byteorder:
         return dtype
     return dtype.newbyteorder("S")
 
 
-def _v3_codec(codec: Mapping[str, Any], dtype: np.dtype[Any]) -> _Codec:
-    """Translate to numcodecs' name, with what zarr takes from the array where the configuration leaves it out."""
+def numcodecs_name(codec: Mapping[str, Any], dtype: np.dtype[Any]) -> Codec:
+    """Give a codec of version 3 numcodecs' name, and what zarr takes from the array where nothing else is said."""
     name = str(codec["name"]).removeprefix("numcodecs.")
     config = dict(codec.get("configuration") or {})
     option, value = {
@@ -207,20 +220,20 @@ def _v3_codec(codec: Mapping[str, Any], dtype: np.dtype[Any]) -> _Codec:
     }.get(name, ("", None))
     if option and config.get(option) is None:
         config[option] = value
-    return _Codec(name, config)
+    return Codec(name, config)
 
 
-def _transposition(before: Sequence[Mapping[str, Any]], ndim: int) -> tuple[int, ...]:
-    """Compose the axis orders of a chain that consists of transpositions only."""
+def transposition(before: Sequence[Mapping[str, Any]], ndim: int) -> tuple[int, ...]:
+    """Compose the axis orders of a chain that consists of transpositions only; on encoding, axes go by it."""
     axes = tuple(range(ndim))
     for codec in before:
         if codec["name"] != "transpose":
-            raise _Unknown("a filter beside a transposition")
+            raise UnknownCodec("a filter beside a transposition")
         order = (codec.get("configuration") or {}).get("order")
         if order in ("C", "F"):  # as written before the codec took axes
             order = list(range(ndim))[:: 1 if order == "C" else -1]
         if not isinstance(order, list) or sorted(order) != list(range(ndim)):
-            raise _Unknown(str(order))
+            raise UnknownCodec(str(order))
         axes = tuple(axes[i] for i in order)
     return axes
 
@@ -228,7 +241,7 @@ def _transposition(before: Sequence[Mapping[str, Any]], ndim: int) -> tuple[int,
 # -- putting the steps together -------------------------------------------------------------------
 
 
-def _chain_step(chain: Sequence[_Codec], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Step:
+def _chain_step(chain: Sequence[Codec], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Step:
     """Compose the decoders of `chain` (in the order of encoding) to one function from bytes to bytes.
 
     `dtype` and `shape` are those of the data at its beginning; sizes are worked out forward, so that each
@@ -246,7 +259,7 @@ def _chain_step(chain: Sequence[_Codec], dtype: np.dtype[Any], shape: tuple[int,
             continue
         filtering = codec.name == "shuffle"
         if codec.name not in BYTES_CODECS:
-            raise _Unknown(codec.name)
+            raise UnknownCodec(codec.name)
         steps.append(build_step(codec.name, codec.config, size))
         size = encoded_size(codec.name, size)
     return _compose(steps, size)
@@ -305,13 +318,13 @@ def _assemble(
 _FILTERS = frozenset({"delta", "fixedscaleoffset", "astype", "quantize", "bitround", "packbits"})
 
 
-def _filter_step(codec: _Codec, dtype: np.dtype[Any], size: Size) -> Step:
+def _filter_step(codec: Codec, dtype: np.dtype[Any], size: Size) -> Step:
     name, config = codec.name, codec.config
     wanted = config.get("decode_dtype" if name == "astype" else "dtype")
     if wanted is not None and np.dtype(wanted) != dtype:
-        raise _Unknown(f"{name} for {wanted} on {dtype}")
+        raise UnknownCodec(f"{name} for {wanted} on {dtype}")
     if name == "packbits" and dtype != np.dtype(bool):
-        raise _Unknown("packbits on other than bool")
+        raise UnknownCodec("packbits on other than bool")
     decoder = numcodecs.get_codec({"id": name, **config})
     encoded = _encoded_items(codec, dtype, size.limit // dtype.itemsize)[0]
 
@@ -326,7 +339,7 @@ def _filter_step(codec: _Codec, dtype: np.dtype[Any], size: Size) -> Step:
     return decode
 
 
-def _encoded_items(codec: _Codec, dtype: np.dtype[Any], count: int) -> tuple[np.dtype[Any], int]:
+def _encoded_items(codec: Codec, dtype: np.dtype[Any], count: int) -> tuple[np.dtype[Any], int]:
     """Return dtype and number of the elements that a filter makes of `count` elements of `dtype`."""
     if codec.name == "packbits":
         return np.dtype("u1"), -(-count // 8) + 1
@@ -370,16 +383,16 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
     document = json.loads(spec.metadata)
     chain = [dict(codec) for codec in spec.codecs] if spec.zarr_format == 2 else _chain_of(spec)
     size = Size(max(_LOOSE_LIMIT_BYTES, _LOOSE_FACTOR * spec.chunk_nbytes), exact=False)
-    outer: list[_Codec] = []
+    outer: list[Codec] = []
     if spec.zarr_format == 2:
         compressor = document.get("compressor")
         if compressor and compressor["id"] in BYTES_CODECS:
-            outer.append(_Codec(compressor["id"], {k: v for k, v in compressor.items() if k != "id"}))
+            outer.append(Codec(compressor["id"], {k: v for k, v in compressor.items() if k != "id"}))
             document["compressor"] = None
         document.update(shape=list(spec.chunks), chunks=list(spec.chunks), dimension_separator=".")
     else:
         while len(chain) > 1 and _known(chain[-1]):
-            outer.append(_v3_codec(chain.pop(), spec.dtype))
+            outer.append(numcodecs_name(chain.pop(), spec.dtype))
         grid = {"name": "regular", "configuration": {"chunk_shape": list(spec.chunks)}}
         keys = {"name": "default", "configuration": {"separator": "."}}
         document.update(shape=list(spec.chunks), codecs=chain, chunk_grid=grid, chunk_key_encoding=keys)
@@ -407,7 +420,7 @@ def _known(codec: Mapping[str, Any]) -> bool:
     return name in BYTES_CODECS and name != "shuffle"
 
 
-def _outer_step(codecs: Sequence[_Codec], size: Size) -> Step:
+def _outer_step(codecs: Sequence[Codec], size: Size) -> Step:
     steps = []
     for codec in codecs:
         steps.append(build_step(codec.name, codec.config, size))
