@@ -34,7 +34,7 @@ def test_batches_are_cut_whatever_the_lengths(lengths: list[int], batch_size: in
     array = np.arange(count * 6).reshape(*[2, 3][:axis], count, *[2, 3][axis:])
     mixer = Mixer(count=count, batch_size=batch_size, axis=axis - 3 if axis else 0)
     place = (slice(None),) * axis
-    batches = [batch for piece in cut(lengths) for batch in mixer.add(array[(*place, piece)])]
+    batches = [batch for piece in cut(lengths) for batch in mixer.add(mixer.rows(array[(*place, piece)]))]
     assert [batch.shape[axis] for batch in batches] == [min(batch_size, count - n) for n in range(0, count, batch_size)]
     assert all(batch.flags.c_contiguous and batch.flags.writeable for batch in batches)
     np.testing.assert_array_equal(whole(batches, axis), array)
@@ -47,7 +47,7 @@ def test_any_dtype_passes(dtype: Any, slots: int) -> None:
     if array.dtype.names:
         array["a"] = np.arange(20).reshape(10, 2)
     mixer = Mixer(count=10, batch_size=3, axis=0, slots=slots, key=1)
-    got = whole([batch for piece in cut([4, 6]) for batch in mixer.add(array[piece])])
+    got = whole([batch for piece in cut([4, 6]) for batch in mixer.add(mixer.rows(array[piece]))])
     assert got.dtype == array.dtype
     assert sorted(map(str, got.tolist())) == sorted(map(str, array.tolist()))
     assert slots or got.tolist() == array.tolist()
@@ -75,7 +75,11 @@ def test_the_buffer_does_what_a_list_would_do_and_can_be_made_again(data: st.Dat
     came = np.concatenate([p if o is None else p[o] for p, o in zip(pieces, orders, strict=True)])
 
     mixer = Mixer(count=count, batch_size=batch_size, axis=0, slots=slots, key=key)
-    batches = [batch for piece, order in zip(pieces, orders, strict=True) for batch in mixer.add(piece, order=order)]
+    batches = [
+        batch
+        for piece, order in zip(pieces, orders, strict=True)
+        for batch in mixer.add(mixer.rows(piece), order=order)
+    ]
     np.testing.assert_array_equal(whole(batches), came[slow_shuffle(count, min(slots, count), key)])
 
     for done in range(len(batches) + 1):
@@ -87,7 +91,7 @@ def test_the_buffer_does_what_a_list_would_do_and_can_be_made_again(data: st.Dat
             inside = range(first, first + len(piece))
             if wanted.isdisjoint(inside) and inside.stop <= again.came:
                 continue
-            rest += again.add(piece, first, order)
+            rest += again.add(again.rows(piece), first, order)
         assert len(rest) == len(batches) - done
         for batch, same in zip(rest, batches[done:], strict=True):
             np.testing.assert_array_equal(batch, same)
@@ -95,7 +99,7 @@ def test_the_buffer_does_what_a_list_would_do_and_can_be_made_again(data: st.Dat
 
 def test_a_slot_that_is_drawn_again_and_again_within_a_batch() -> None:
     mixer = Mixer(count=100, batch_size=50, axis=0, slots=2, key=9)
-    got = whole(list(mixer.add(np.arange(100))))
+    got = whole(list(mixer.add(mixer.rows(np.arange(100)))))
     assert sorted(got.tolist()) == list(range(100))
     assert got.tolist() == slow_shuffle(100, 2, 9)
 
@@ -103,17 +107,17 @@ def test_a_slot_that_is_drawn_again_and_again_within_a_batch() -> None:
 def test_arrays_that_hang_together_stay_together() -> None:
     x, y = np.arange(60).reshape(10, 2, 3), np.arange(10)
     named = Mixer(count=10, batch_size=4, axis=0, slots=3, key=2)
-    for batch in [batch for at in cut([7, 3]) for batch in named.add({"x": x[at], "y": y[at]})]:
+    for batch in [batch for at in cut([7, 3]) for batch in named.add(named.rows({"x": x[at], "y": y[at]}))]:
         np.testing.assert_array_equal(batch["x"], x[batch["y"]])
     paired = Mixer(count=10, batch_size=4, axis=0, slots=3, key=2)
-    for a, b in [batch for at in cut([7, 3]) for batch in paired.add([x[at], y[at]])]:
+    for a, b in [batch for at in cut([7, 3]) for batch in paired.add(paired.rows([x[at], y[at]]))]:
         np.testing.assert_array_equal(a, x[b])
 
 
 def test_each_array_may_have_its_own_axis() -> None:
     x, y = np.arange(30).reshape(3, 10), np.arange(10)
     mixer = Mixer(count=10, batch_size=4, axis={"x": 1, "y": 0})
-    for batch in list(mixer.add({"x": x, "y": y})):
+    for batch in list(mixer.add(mixer.rows({"x": x, "y": y}))):
         np.testing.assert_array_equal(batch["x"], x[:, batch["y"]])
 
 
@@ -132,7 +136,7 @@ def test_each_array_may_have_its_own_axis() -> None:
 def test_items_that_do_not_fit_are_refused(items: list[Any], message: str) -> None:
     mixer = Mixer(count=9, batch_size=2, axis=0)
     with pytest.raises(UsageError, match=message):
-        _ = [batch for item in items for batch in mixer.add(item)]
+        _ = [batch for item in items for batch in mixer.add(mixer.rows(item))]
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5, 3), (3, 0, 2)])

@@ -174,7 +174,7 @@ def test_a_plan_walks_the_order_it_is_given() -> None:
     assert len(set(numbers[2:])) == 80
     assert numbers[2:] != sorted(numbers[2:])
     assert list(pickle.loads(pickle.dumps(plan))) == numbers
-    assert plan.order != planned(100, (7, 2), (10, 91)).order
+    assert plan.variant != planned(100, (7, 2), (10, 91)).variant
 
 
 def test_a_long_order_takes_no_memory() -> None:

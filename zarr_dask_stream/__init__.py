@@ -7,6 +7,7 @@ from zarr_dask_stream.engine.events import Callback, DeadLetter
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import ChunkError, ClusterError, StoreError, UsageError, ZdsError
+from zarr_dask_stream.loader import Loader
 from zarr_dask_stream.slices import stream_slices
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.hedging import Hedge
@@ -25,6 +26,7 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "Hedge",
+    "Loader",
     "Producer",
     "RateLimit",
     "Reducer",

@@ -51,10 +51,14 @@ def key_of(*parts: int) -> int:
     >>> key_of(7, 0) == key_of(7, 0), key_of(7, 0) == key_of(0, 7)
     (True, False)
     """
-    key = np.zeros(1, np.uint64)
+    key = 0
     for part in parts:
-        key = _mix(key * np.uint64(3) + np.uint64((part + _GAMMA) & _MASK))
-    return int(key[0])
+        # The same as `_mix`; for one word, Python's integers are quicker than arrays.
+        word = (3 * key + part + _GAMMA) & _MASK
+        word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
+        key = word ^ (word >> 31)
+    return key
 
 
 def chance(key: int, start: int, stop: int) -> Words:
@@ -344,7 +348,7 @@ class DeckPlan(ChunkPlan):
         return len(self.first) + self.stretch[1] - self.stretch[0]
 
     @property
-    def order(self) -> tuple[Any, ...]:
+    def variant(self) -> tuple[Any, ...]:
         """What tells this walk from that of other plans with the same chunks."""
         permutation = self.deck.permutation
         return "deck", self.first, self.stretch, None if permutation is None else permutation.key

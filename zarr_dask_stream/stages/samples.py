@@ -85,7 +85,8 @@ class Layout:
         for array, axis in zip(arrays, self.axes, strict=True):
             if not -array.ndim <= axis < array.ndim:
                 raise UsageError(f"samples lie along axis {axis}, and there is an array of shape {array.shape}")
-        return [np.moveaxis(array, axis, 0) for array, axis in zip(arrays, self.axes, strict=True)]
+        # Most samples lie along the first axis already, and asking NumPy costs more than looking.
+        return [np.moveaxis(array, axis, 0) if axis else array for array, axis in zip(arrays, self.axes, strict=True)]
 
     def empty(self, count: int, rows: Sequence[Array]) -> list[Array]:
         """Return arrays for `count` samples that are like these rows, with the samples along the first axis.
@@ -101,7 +102,7 @@ class Layout:
 
     def data(self, rows: Sequence[Array]) -> Any:
         """Put arrays together again, each with the samples along its own axis."""
-        arrays = [np.moveaxis(array, 0, axis) for array, axis in zip(rows, self.axes, strict=True)]
+        arrays = [np.moveaxis(array, 0, axis) if axis else array for array, axis in zip(rows, self.axes, strict=True)]
         if isinstance(self.names, tuple):
             return dict(zip(self.names, arrays, strict=True))
         return arrays[0] if self.names is None else tuple(arrays)
@@ -141,7 +142,8 @@ class Mixer:
     Examples
     --------
     >>> mixer = Mixer(count=5, batch_size=2, axis=0)
-    >>> [batch.tolist() for data in ([10, 11, 12], [13, 14]) for batch in mixer.add(np.array(data))]
+    >>> items = np.array([10, 11, 12]), np.array([13, 14])
+    >>> [batch.tolist() for item in items for batch in mixer.add(mixer.rows(item))]
     [[10, 11], [12, 13], [14]]
     """
 
@@ -168,50 +170,21 @@ class Mixer:
         if self._reservoir is not None and self._left:
             self.came = min(self._reservoir.slots + self._left, count)
             self.held = self._reservoir.held(self._left)
+        self._to_put_back = int((self.held >= 0).sum())
 
-    def add(self, data: Any, first: int | None = None, order: Numbers | None = None) -> Iterator[Any]:
-        """Take an item, and yield the batches that are full with it.
-
-        Parameters
-        ----------
-        data : array, or tuple or dict of arrays
-            The item.
-        first : int, optional
-            Number of its first sample in the epoch; by default the item goes on where the last one
-            ended. Of samples that came before only those are taken that `held` names.
-        order : array of int, optional
-            Order in which the item's samples are counted; as they lie by default.
+    def rows(self, data: Any) -> list[Array]:
+        """Return an item's arrays with the samples along the first axis, as views.
 
         Raises
         ------
         UsageError
             If it does not look like the items before, or its arrays differ in their samples.
         """
-        rows = self._rows(data)
-        first = self.came if first is None else first
-        self._put_back(rows, first, order)
-        at, stop = max(self.came - first, 0), min(len(rows[0]), self._count - first)
-        while at < stop:
-            count = min(self._room(), stop - at)
-            chosen = slice(at, at + count) if order is None else order[at : at + count]
-            self._take([array[chosen] for array in rows], count)
-            at += count
-            yield from self._full()
-        if self.came == self._count and not (self.held >= 0).any():
-            while self._left < self._count:
-                self._give(self._room())
-                yield from self._full()
-
-    def length_of(self, data: Any) -> int:
-        """Count the samples of an item; raises UsageError where its arrays differ in that."""
-        return len(self._rows(data)[0])
-
-    def _rows(self, data: Any) -> list[Array]:
         layout = self._layout or Layout.of(data, self._axis)
         rows = layout.rows(data)
         if not rows:
             raise UsageError("there is no array in it")
-        if len({len(array) for array in rows}) > 1:
+        if len(rows) > 1 and len({len(array) for array in rows}) > 1:
             raise UsageError(f"its arrays have {', '.join(str(len(array)) for array in rows)} samples")
         if self._layout is None:
             self._layout = layout
@@ -225,6 +198,34 @@ class Mixer:
                 )
         return rows
 
+    def add(self, rows: list[Array], first: int | None = None, order: Numbers | None = None) -> Iterator[Any]:
+        """Take an item, and yield the batches that are full with it.
+
+        Parameters
+        ----------
+        rows : list of array
+            What `rows` made of the item.
+        first : int, optional
+            Number of its first sample in the epoch; by default the item goes on where the last one
+            ended. Of samples that came before only those are taken that `held` names.
+        order : array of int, optional
+            Order in which the item's samples are counted; as they lie by default.
+        """
+        first = self.came if first is None else first
+        if self._to_put_back:
+            self._put_back(rows, first, order)
+        at, stop = max(self.came - first, 0), min(len(rows[0]), self._count - first)
+        while at < stop:
+            count = min(self._room(), stop - at)
+            chosen = slice(at, at + count) if order is None else order[at : at + count]
+            self._take([array[chosen] for array in rows], count)
+            at += count
+            yield from self._full()
+        if self.came == self._count and not self._to_put_back:
+            while self._left < self._count:
+                self._give(self._room())
+                yield from self._full()
+
     def _put_back(self, rows: list[Array], first: int, order: Numbers | None) -> None:
         """Fill the slots of a restored buffer whose samples this item holds."""
         slots = np.flatnonzero((self.held >= max(first, 0)) & (self.held < first + len(rows[0])))
@@ -232,6 +233,7 @@ class Mixer:
         for buffer, array in zip(self._buffer, rows, strict=True):
             buffer[slots] = array[inside if order is None else order[inside]]
         self.held[slots] = -1
+        self._to_put_back -= len(slots)
 
     def _room(self) -> int:
         """Return how many samples may pass before the buffer or a batch is full."""
