@@ -18,7 +18,7 @@ import zarr_dask_stream as zds
 from cluster.streaming import CHUNK_COUNT, Total, assemble, balanced, slowly, write_array
 from realparts.cluster import TcpCluster, run_cluster
 from realparts.process import wait_until
-from zarr_dask_stream.engine import executor
+from zarr_dask_stream.engine import dask_executor
 from zarr_dask_stream.engine.events import ClusterChanged, Notice
 
 pytestmark = pytest.mark.cluster
@@ -204,7 +204,7 @@ def expect_cluster_error(stream: zds.ChunkStream, when: int, what: Callable[[], 
 
 
 def test_a_killed_scheduler_is_an_error(tcp_cluster: TcpCluster, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_RECONNECT_S", 2.0)
+    monkeypatch.setattr(dask_executor, "_RECONNECT_S", 2.0)
     with connect(tcp_cluster) as client:
         stream = zds.stream_chunks(url, client=client).map(slowly(0.05))
         took = expect_cluster_error(stream, 10, lambda: tcp_cluster.kill(tcp_cluster.scheduler.pid))
@@ -212,8 +212,8 @@ def test_a_killed_scheduler_is_an_error(tcp_cluster: TcpCluster, url: str, monke
 
 
 def test_a_frozen_scheduler_is_an_error(tcp_cluster: TcpCluster, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_SILENT_S", 2.0)
-    monkeypatch.setattr(executor, "_GOODBYE_S", 1.0)
+    monkeypatch.setattr(dask_executor, "_SILENT_S", 2.0)
+    monkeypatch.setattr(dask_executor, "_GOODBYE_S", 1.0)
     scheduler = tcp_cluster.scheduler.pid
     with connect(tcp_cluster) as client:
         stream = zds.stream_chunks(url, client=client).map(slowly(0.05))
@@ -295,6 +295,43 @@ def test_a_chunk_that_kills_its_worker_is_given_up_alone(
         workers=2, worker_arguments=["--nanny"], env={"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
     )
     assert_only_the_guilty_dies(cluster, url, data)
+
+
+def deadly_first(chunk: zds.Chunk) -> Any:
+    if chunk.index == (0, 0):
+        os._exit(1)
+    return chunk.data
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_may_die_before_the_client_has_finished_sending(
+    start_tcp_cluster: StartCluster, url: str, data: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = start_tcp_cluster(workers=2, worker_arguments=["--nanny"])
+    with connect(cluster) as client:
+        compute = client.compute
+        sent = 0
+
+        def deaths() -> int:
+            return sum(message.get("action") == "remove-worker" for _, message in client.get_events("all"))
+
+        def compute_slowly(*tasks: Any, **options: Any) -> Any:
+            nonlocal sent
+            futures = compute(*tasks, **options)
+            sent += 1
+            if sent == 1:  # as where the machine is busy: the tasks are out, and the sender does not come back to life
+                wait_until(lambda: deaths() > 0, what="a worker to die", timeout_s=20)
+                time.sleep(0.2)
+            return futures
+
+        monkeypatch.setattr(client, "compute", compute_slowly)
+        stream = zds.stream_chunks(url, client=client, on_error="skip").map(deadly_first)
+        out = assemble(stream)
+    expected = data.copy()
+    expected[:6, :5] = -7
+    np.testing.assert_array_equal(out, expected)
+    assert [letter.index for letter in stream.report.dead_letters] == [(0, 0)]
+    assert balanced(stream.report)
 
 
 @pytest.mark.slow

@@ -209,6 +209,7 @@ class BatchLost:
     reason: str
     error: BaseException | None = None
     deaths: int = 1
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

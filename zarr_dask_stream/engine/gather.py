@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,13 @@ class Gatherer:
     ----------
     client : distributed.Client
         Whose tasks they are.
+    cause : callable
+        ``await cause(worker)``: of what a worker died, "" where nobody knows.
     """
 
-    def __init__(self, client: distributed.Client) -> None:
+    def __init__(self, client: distributed.Client, cause: Callable[[str], Awaitable[str]]) -> None:
         self._client: Any = client
+        self._cause = cause
         self._direct: bool | None = None
         self._questions: set[asyncio.Task[dict[Any, Any]]] = set()
         self._interrupted: set[asyncio.Task[dict[Any, Any]]] = set()
@@ -138,7 +141,8 @@ class Gatherer:
             return BatchLost(batch, "the task was called back from outside this stream", None, 0)
         error = await soon(future.exception())
         if isinstance(error, distributed.KilledWorker):
-            return BatchLost(batch, _killed_message(error), error)
+            worker = str(getattr(error.last_worker, "address", error.last_worker))
+            return BatchLost(batch, _killed_message(error, worker, await self._cause(worker)), error, worker=worker)
         if isinstance(error, ZdsError):
             raise error
         if _lacks_package(error):
@@ -175,11 +179,10 @@ def _lacks_package(error: BaseException | None) -> bool:
     return False
 
 
-def _killed_message(error: distributed.KilledWorker) -> str:
-    last = getattr(error, "last_worker", None)
-    where = f"; the last was {getattr(last, 'address', last)}" if last is not None else ""
-    deaths = getattr(error, "allowed_failures", 0) + 1
-    return f"{deaths} worker(s) died while they had it{where}"
+def _killed_message(error: distributed.KilledWorker, worker: str, cause: str) -> str:
+    deaths = error.allowed_failures + 1
+    who = f"worker {worker} died" if deaths == 1 else f"{deaths} workers died while they had it, the last was {worker}"
+    return f"{who}: {cause}" if cause else who
 
 
 async def soon(value: Any) -> Any:

@@ -144,6 +144,7 @@ class Quarantine:
             type(event.error).__name__ if event.error else "WorkerLost",
             event.reason,
             error=event.error,
+            worker=event.worker,
         )
         if record.deaths >= _DEATHS:
             return [Bury(failure, f"{record.deaths} times a worker died with no other suspect in hand")]
