@@ -401,6 +401,15 @@ def test_the_service_s_own_code_is_kept() -> None:
     assert "ExpiredToken" in str(builtin_error(_ClientError(code="ExpiredToken"), "reading x", []))
 
 
+@pytest.mark.parametrize(("code", "kind"), [("ExpiredToken", PermissionError), ("InternalError", OSError)])
+def test_of_a_quoted_answer_only_code_and_message_are_kept(code: str, kind: type) -> None:
+    answer = f"<?xml version='1.0'?>\n<Error><Code>{code}</Code>\n<Message>No good.</Message><Key>k</Key></Error>"
+    error = GenericError(f"Error performing GET http://h/b - Server returned non-2xx status code: 400: {answer}")
+    built = builtin_error(error, "reading x", [])
+    assert type(built) is kind
+    assert built.strerror == f"reading x: GenericError {code}: No good."
+
+
 # -- HTTP -----------------------------------------------------------------------------------------
 
 

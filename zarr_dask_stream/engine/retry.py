@@ -35,8 +35,9 @@ _TRANSIENT_ERRNO = frozenset(
 _TRANSIENT_STATUS = frozenset({408, 425, 500, 502, 504})
 _THROTTLED_STATUS = frozenset({429, 503})
 _CREDENTIAL_CODES = frozenset(
-    {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
-)
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "RequestExpired",
+     "TokenRefreshRequired"}
+)  # fmt: skip
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "InternalError"})
 _THROTTLED_CODES = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "ServiceUnavailable", "RequestLimitExceeded",

@@ -211,8 +211,7 @@ memory://(a dict of this process); arrays there: 't2m'
     spec = StoreSpec.parse(source, storage_options)
     full = check_key(join(split_source(source)[1].strip("/"), path.strip("/")))
     zarr_format = source.metadata.zarr_format if isinstance(source, zarr.Array) and not path else None
-    store = spec.open()
-    node = _find(store, full, zarr_format)
+    store, node = _find_afresh(spec, full, zarr_format)
     if node is None:
         raise StoreNotFoundError(_no_array(store, full))
     if not node.is_array:
@@ -243,6 +242,18 @@ def _find(store: ByteStore, path: str, zarr_format: int | None) -> Node | None:
 
 
 def _no_array(store: ByteStore, path: str) -> str:
+def _find_afresh(spec: StoreSpec, path: str, zarr_format: int | None) -> tuple[ByteStore, Node | None]:
+    """Find a node; a store opened long ago that refuses is asked once more, with credentials as they are now."""
+    was_open, store = spec.is_open, spec.open()
+    try:
+        return store, _find(store, path, zarr_format)
+    except PermissionError:
+        if store.is_local or not was_open:
+            raise
+    store = spec.refresh()
+    return store, _find(store, path, zarr_format)
+
+
     what = f"there is no array {path!r} in {store.url}" if path else f"there is no zarr array at {store.url}"
     return f"{what}; {_named(store, '')}"
 

@@ -134,7 +134,7 @@ def find_node(store: ByteStore, path: str, zarr_format: int | None = None) -> No
             node = _own(store, path, key)
         except PermissionError as error:
             # Without the right to list, S3 answers 403 for a key that is not there: try the others first.
-            denied = error
+            denied = denied or error
             continue
         if node is not None:
             return node

@@ -29,6 +29,13 @@ _HARMLESS = frozenset({
 _USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
 _STATUS = re.compile(r"\bstatus(?: code)?:? (\d{3})\b")
 _TIMED_OUT = re.compile(r"\btime(?:d )?out\b", re.IGNORECASE)
+# What S3 answers with instead of an object; obstore quotes it whole.
+_DOCUMENT = re.compile(r"<Error>.*?<Code>(\w+)</Code>.*?<Message>(.*?)</Message>", re.DOTALL)
+# Codes that mean "not with these credentials", whatever HTTP status they come with.
+_REFUSED = frozenset({
+    "AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "RequestExpired",
+    "SignatureDoesNotMatch", "TokenRefreshRequired",
+})  # fmt: skip
 _DEBUG = "\n\nDebug source:"  # obstore's inner structures follow: nothing for people, and words that mean nothing
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\")>]*")
 
@@ -144,9 +151,14 @@ def builtin_error(error: BaseException, what: str, secrets: Iterable[str]) -> OS
     while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # fsspec says "not found" for whatever happened, and hides that here
     code = service_code(error)
-    name = type(error).__name__ if code is None else f"{type(error).__name__} {code}"
     said = str(error).partition(_DEBUG)[0]
-    text = redact(f"{what}: {name}: {said}", secrets)
+    document = _DOCUMENT.search(said) if code is None else None
+    told = said if document is None else document[2]
+    code = code if document is None else document[1]
+    name = type(error).__name__ if code is None else f"{type(error).__name__} {code}"
+    text = redact(f"{what}: {name}: {told}", secrets)
+    if code in _REFUSED:
+        return PermissionError(errno.EACCES, text)
     for kind, number in (
         (TimeoutError, errno.ETIMEDOUT),
         (PermissionError, errno.EACCES),

@@ -178,6 +178,12 @@ class StoreSpec:
             return store
 
     def refresh(self) -> ByteStore:
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has opened the store before, and still has it open."""
+        with _opened_lock:
+            return _opened_pid[0] == os.getpid() and self.token in _opened
+
         """Open the store anew, with fresh connections and credentials, for all readers of this process."""
         with _opened_lock:
             _opened.pop(self.token, None)
