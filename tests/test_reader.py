@@ -25,8 +25,9 @@ from realparts.http_files import HttpStore
 from realparts.leaks import LeakCheck
 from zarr_dask_stream.errors import CorruptChunkError, StoreError, StoreNotFoundError, StoreNotVisibleError
 from zarr_dask_stream.source.array import ArraySpec, open_array
-from zarr_dask_stream.source.backend import LocalFiles, RemoteBytes
+from zarr_dask_stream.source.backend import RemoteBytes
 from zarr_dask_stream.source.fetch import Fetcher, Limit, Request, coalesce
+from zarr_dask_stream.source.files import LocalFiles
 from zarr_dask_stream.source.reader import ChunkRead, read_chunks, stored_numbers
 from zarr_dask_stream.source.shard import Entries, IndexCache
 

@@ -2,7 +2,8 @@
 
 A key that is not there reads as None. Everything else that goes wrong is a builtin OSError
 (or a `StoreError`), never None: a permission problem must not look like an empty chunk.
-Remote stores add `fetch`, a coroutine for many requests in flight on one loop per process.
+What is written is there whole or not at all, for whoever reads meanwhile.
+Remote stores add `fetch` and `send`, coroutines for many requests in flight on one loop per process.
 """
 
 from __future__ import annotations
@@ -10,22 +11,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import stat
-import threading
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from random import random
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
-import numpy as np
-
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
 from zarr_dask_stream.source.secret import builtin_error, service_code
 
-__all__ = ["ByteStore", "LocalFiles", "MappingBytes", "RemoteBytes", "ZipEntries", "check_key"]
+__all__ = ["ByteStore", "RemoteBytes", "check_key"]
 
 T = TypeVar("T")
 
@@ -38,12 +34,7 @@ _PASSING = frozenset({
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
     errno.ENETUNREACH, errno.EPIPE, errno.EREMOTEIO, errno.ETIMEDOUT,
 })  # fmt: skip
-_FIRST_READ_BYTES = 1 << 16
-_MAX_HINT_BYTES = 1 << 25
-# Files up to this size are read in one call, without asking for their length.
-_SMALL_BYTES = 1 << 18
-# O_NONBLOCK: a FIFO in place of a chunk must not hang the worker. No effect on regular files.
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_LOT = 1000  # keys that are removed with one call
 
 
 def check_key(key: str) -> str:
@@ -66,7 +57,7 @@ without '..' and NUL
 
 
 class ByteStore(ABC):
-    """Read access to the keys of one store.
+    """Access to the keys of one store.
 
     Attributes
     ----------
@@ -113,248 +104,46 @@ class ByteStore(ABC):
         """Return something that changes when the value of `key` does, or None where that is not cheap."""
         return None
 
+    def put(self, key: str, data: Any, *, aside: str = "") -> None:  # noqa: ARG002  # for those that can be written to
+        """Store the bytes `data` under `key`, whole or not at all.
+
+        `aside` is a folder of the store for what is not whole yet, where the store needs one.
+
+        Raises
+        ------
+        UsageError
+            If this kind of store can't be written to.
+        """
+        raise UsageError(f"{self.url} can't be written to; write to a folder or to an object store such as s3://")
+
+    def remove(self, keys: Iterable[str]) -> None:  # noqa: ARG002  # as above
+        """Remove keys; one that is not there is no error."""
+        raise UsageError(f"{self.url} can't be written to")
+
+    def clear(self, prefix: str, last: Iterable[str] = ()) -> None:
+        """Remove all keys below the folder `prefix`, those named in `last` after all others."""
+        lead = f"{prefix}/" if prefix else ""
+        late = {lead + name for name in last}
+        self.remove(key for key in self.list_prefix(prefix) if key not in late)
+        self.remove(late)
+
+    def size(self, key: str) -> int | None:
+        """Return the length of the value of `key`, bytes, or None."""
+        data = self.get(key)
+        return None if data is None else len(data)
+
+    def flush(self) -> None:  # noqa: B027  # most stores have nothing to wait for
+        """Return when what was stored survives a loss of power; at once where `put` has seen to that."""
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
-
-
-class LocalFiles(ByteStore):
-    """Files below a directory.
-
-    The directory itself must be there: a path that only another host can see is an error, not an
-    empty store.
-    """
-
-    def __init__(self, url: str, root: str) -> None:
-        super().__init__(url)
-        self._root = root.rstrip("/") + "/"
-        self._hint = _FIRST_READ_BYTES
-
-    def _path(self, key: str) -> str:
-        if ".." in key or key[:1] == "/" or "\0" in key:
-            check_key(key)
-        return self._root + key
-
-    def _open(self, key: str) -> int | None:
-        try:
-            return os.open(self._path(key), _OPEN_FLAGS)
-        except FileNotFoundError:
-            self._check_root()
-            return None
-
-    def _check_root(self) -> None:
-        if not os.path.isdir(self._root):  # noqa: PTH112  # a Path object would cost more than the call
-            raise StoreNotFoundError(f"there is no directory {self.url} on this host")
-
-    def get(self, key: str) -> bytes | None:
-        """Return the whole file."""
-        fd = self._open(key)
-        if fd is None:
-            return None
-        try:
-            # One call for a file no longer than those before it: a regular file is read short only at its end.
-            hint = self._hint
-            data = os.read(fd, hint)
-            return data if len(data) < hint else self._read_rest(fd, data)
-        finally:
-            os.close(fd)
-
-    def get_buffer(self, key: str) -> bytes | memoryview | None:
-        """Return the whole file; a large one in memory that can become the chunk's array as it is."""
-        if self._hint <= _SMALL_BYTES:
-            return self.get(key)
-        fd = self._open(key)
-        if fd is None:
-            return None
-        try:
-            # NumPy's memory is not cleared first, as a bytearray's would be.
-            buffer = memoryview(np.empty(os.fstat(fd).st_size, np.uint8))  # type: ignore[arg-type]  # it is a buffer
-            length = 0
-            while length < len(buffer) and (read := os.readv(fd, [buffer[length:]])):
-                length += read
-            return buffer[:length]
-        finally:
-            os.close(fd)
-
-    def _read_rest(self, fd: int, data: bytes) -> bytes:
-        size = os.fstat(fd).st_size
-        self._hint = max(self._hint, min(size + size // 4 + 1, _MAX_HINT_BYTES))
-        parts = [data]
-        while part := os.read(fd, max(size - sum(map(len, parts)), 0) + 1):
-            parts.append(part)
-        return b"".join(parts)
-
-    def get_range(self, key: str, start: int, stop: int) -> bytes | None:
-        """Return a part of the file."""
-        fd = self._open(key)
-        if fd is None:
-            return None
-        try:
-            return os.pread(fd, max(stop - start, 0), start)
-        finally:
-            os.close(fd)
-
-    def get_suffix(self, key: str, count: int) -> bytes | None:
-        """Return the end of the file."""
-        fd = self._open(key)
-        if fd is None:
-            return None
-        try:
-            start = max(0, os.fstat(fd).st_size - count)
-            return os.pread(fd, count, start)
-        finally:
-            os.close(fd)
-
-    def exists(self, key: str) -> bool:
-        """Whether the file is there."""
-        try:
-            return not stat.S_ISDIR(os.stat(self._path(key)).st_mode)  # noqa: PTH116  # as below
-        except FileNotFoundError:
-            self._check_root()
-            return False
-
-    def version(self, key: str) -> Any:
-        """Return inode, size and time of change."""
-        try:
-            info = os.stat(self._path(key))  # noqa: PTH116  # a Path object would cost more than the call
-        except FileNotFoundError:
-            return None
-        return info.st_ino, info.st_size, info.st_mtime_ns
-
-    def list_prefix(self, prefix: str) -> Iterator[str]:
-        """Walk the files below `prefix`; links to folders are followed, each once."""
-        self._check_root()
-        folders = [check_key(prefix.strip("/"))]
-        linked: set[tuple[int, int]] = set()
-        while folders:
-            folder = folders.pop()
-            lead = f"{folder}/" if folder else ""
-            for entry in self._scan(folder):
-                if not entry.is_dir():
-                    yield lead + entry.name
-                elif not entry.is_symlink() or self._first_visit(lead + entry.name, linked):
-                    folders.append(lead + entry.name)
-
-    def _first_visit(self, folder: str, linked: set[tuple[int, int]]) -> bool:
-        """Whether a linked folder has not been walked yet: links can lead round in a ring."""
-        info = os.stat(self._root + folder)  # noqa: PTH116  # as above
-        place = info.st_dev, info.st_ino
-        if place in linked:
-            return False
-        linked.add(place)
-        return True
-
-    def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
-        """Return the folders and the files directly below `prefix`."""
-        folders: list[str] = []
-        keys: list[str] = []
-        for entry in self._scan(prefix.strip("/")):
-            (folders if entry.is_dir() else keys).append(entry.name)
-        return folders, keys
-
-    def _scan(self, folder: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self._path(folder)) as entries:
-                return list(entries)
-        except (FileNotFoundError, NotADirectoryError):
-            self._check_root()
-            return []
-
-
-class _Keyed(ByteStore):
-    """What stores with a flat set of names share."""
-
-    @abstractmethod
-    def _names(self) -> Iterator[str]: ...
-
-    def get_range(self, key: str, start: int, stop: int) -> bytes | None:
-        data = self.get(key)
-        return None if data is None else data[start:stop]
-
-    def get_suffix(self, key: str, count: int) -> bytes | None:
-        data = self.get(key)
-        return None if data is None else data[max(0, len(data) - count) :]
-
-    def list_prefix(self, prefix: str) -> Iterator[str]:
-        lead = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        return (name for name in self._names() if name.startswith(lead))
-
-    def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
-        lead = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        folders: dict[str, None] = {}
-        keys = []
-        for name in self.list_prefix(prefix):
-            head, slash, _ = name[len(lead) :].partition("/")
-            if slash:
-                folders[head] = None
-            else:
-                keys.append(head)
-        return list(folders), keys
-
-
-class MappingBytes(_Keyed):
-    """A mapping of keys to bytes in this process."""
-
-    def __init__(self, url: str, mapping: Mapping[str, Any]) -> None:
-        super().__init__(url)
-        self._mapping = mapping
-
-    def get(self, key: str) -> bytes | None:
-        """Return the value of `key`."""
-        try:
-            value = self._mapping[check_key(key)]
-        except KeyError:
-            return None
-        if isinstance(value, bytes):
-            return value
-        to_bytes = getattr(value, "to_bytes", None)  # zarr's buffers
-        return bytes(value) if to_bytes is None else bytes(to_bytes())
-
-    def _names(self) -> Iterator[str]:
-        return iter(list(self._mapping))
-
-
-class ZipEntries(_Keyed):
-    """Entries of a zip file."""
-
-    def __init__(self, url: str, path: str) -> None:
-        super().__init__(url)
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except FileNotFoundError:
-            raise StoreNotFoundError(f"there is no zip file {url} on this host") from None
-        except zipfile.BadZipFile as error:
-            raise StoreError(f"{url} is not a zip file that can be read: {error}") from error
-        self._lock = threading.Lock()
-
-    def get(self, key: str) -> bytes | None:
-        """Return the entry; its checksum is checked."""
-        try:
-            info = self._zip.getinfo(check_key(key))
-        except KeyError:
-            return None
-        try:
-            with self._lock:
-                return self._zip.read(info)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-            raise OSError(errno.EIO, f"entry {key} of {self.url} can't be read: {error}") from error
-
-    def exists(self, key: str) -> bool:
-        """Whether the entry is there."""
-        return check_key(key) in self._zip.NameToInfo
-
-    def _names(self) -> Iterator[str]:
-        return (name for name in self._zip.namelist() if not name.endswith("/"))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._zip.close()
 
 
 class RemoteBytes(ByteStore):
     """A store behind coroutines; the synchronous calls run them on its loop and wait.
 
-    Subclasses give `_read` and `_list`/`_dir`, and raise what their client raises: it is turned into
-    a builtin OSError here.
+    Subclasses give `_read` and `_list`/`_dir`, those that can be written to `_write`, `_size` and `_delete`
+    as well, and raise what their client raises: it is turned into a builtin OSError here.
     """
 
     is_local = False
@@ -401,6 +190,74 @@ class RemoteBytes(ByteStore):
         # Outside the handler: no context, which could hold a request with credentials in it.
         raise problem
 
+    async def _write(self, key: str, data: bytes) -> str | None:  # noqa: ARG002  # for those that can be written to
+        """Store a value with one request; return the tag that the service gives it, if any."""
+        raise UsageError(f"{self.url} can't be written to")
+
+    async def _size(self, key: str) -> int | None:
+        """Return the length of a value; may raise where it is not there."""
+        data = await self._read(key, None, None)
+        return None if data is None else len(data)
+
+    async def _delete(self, keys: list[str]) -> None:  # noqa: ARG002  # for those that can be written to
+        raise UsageError(f"{self.url} can't be written to")
+
+    async def send(self, key: str, data: bytes, *, verify: bool = False, digest: str = "") -> None:
+        """Store `data` under `key`.
+
+        Parameters
+        ----------
+        verify : bool
+            Ask for the length afterwards, where the service has not answered with `digest` as the value's tag.
+        digest : str
+            MD5 of the data, in hexadecimal: what S3 calls a plain object of its own making.
+
+        Raises
+        ------
+        OSError
+            For whatever went wrong; EIO where another length is stored than was sent.
+        """
+        check_key(key)
+        problem: OSError
+        try:
+            tag = await self._write(key, data)
+            if not verify or (digest and tag is not None and tag.strip('"') == digest):
+                return
+            stored = await self._stored_size(key)
+        except (StoreError, UsageError):
+            raise
+        except Exception as error:  # noqa: BLE001  # as in fetch
+            problem = builtin_error(error, f"writing {key} of {self.url}", self._secrets)
+        else:
+            if stored == len(data):
+                return
+            text = f"writing {key} of {self.url}: {len(data)} bytes were sent, and {stored or 0} are stored"
+            problem = OSError(errno.EIO, text)
+        raise problem  # outside the handler, as in fetch
+
+    async def _stored_size(self, key: str) -> int | None:
+        try:
+            return await self._size(key)
+        except Exception as error:
+            if _is_absent(error):
+                return None
+            raise
+
+    def put(self, key: str, data: Any, *, aside: str = "") -> None:  # noqa: ARG002  # objects are stored whole
+        """Store a value; tried again where that may help."""
+        value = bytes(data)
+        self._patiently(lambda: self.send(key, value), f"writing {key} of {self.url}")
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove keys, in lots."""
+        names = [check_key(key) for key in keys]
+        for at in range(0, len(names), _LOT):
+            self.call(self._delete(names[at : at + _LOT]), f"removing keys of {self.url}")
+
+    def size(self, key: str) -> int | None:
+        """Return the length of the value of `key`."""
+        return self.call(self._stored_size(check_key(key)), f"asking for {key} of {self.url}")
+
     def call(self, work: Coroutine[Any, Any, T], what: str) -> T:
         """Run a coroutine on the loop and wait for it."""
         future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -432,13 +289,16 @@ class RemoteBytes(ByteStore):
         return self._fetch_now(key, -count)
 
     def _fetch_now(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
-        """Read, and try again where that may help: for what is no chunk nobody above does."""
+        return self._patiently(lambda: self.fetch(key, start, stop), f"reading {key} of {self.url}")
+
+    def _patiently(self, work: Callable[[], Coroutine[Any, Any, T]], what: str) -> T:
+        """Try again where that may help: for what is no chunk nobody above does."""
         deadline = monotonic() + CALL_TIMEOUT_S
         attempt = 0
         while True:
             attempt += 1
             try:
-                return self._fetch_once(key, start, stop, deadline - monotonic())
+                return self._once(work(), what, deadline - monotonic())
             except OSError as error:
                 # Half of the wait is drawn: many processes may have been refused at the same moment.
                 pause_s = _WAIT_S * 2 ** (attempt - 1) * (0.5 + random() / 2)  # noqa: S311  # no secret is made of it
@@ -446,8 +306,8 @@ class RemoteBytes(ByteStore):
                     raise
             sleep(pause_s)
 
-    def _fetch_once(self, key: str, start: int | None, stop: int | None, seconds: float) -> bytes | None:
-        future = asyncio.run_coroutine_threadsafe(self.fetch(key, start, stop), self.loop)
+    def _once(self, work: Coroutine[Any, Any, T], what: str, seconds: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result(seconds)
         except BaseException as error:
@@ -455,8 +315,7 @@ class RemoteBytes(ByteStore):
             future.cancel()
             if not late:
                 raise
-        text = f"reading {key} of {self.url} took longer than {CALL_TIMEOUT_S:g} s"
-        raise TimeoutError(errno.ETIMEDOUT, text)
+        raise TimeoutError(errno.ETIMEDOUT, f"{what} took longer than {CALL_TIMEOUT_S:g} s")
 
     def list_prefix(self, prefix: str) -> Iterator[str]:
         """Walk the keys below `prefix`."""

@@ -22,8 +22,9 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.asyn import AsyncFileSystem, get_loop
 
-from zarr_dask_stream.errors import StoreError
-from zarr_dask_stream.source.backend import RemoteBytes, _Keyed, check_key
+from zarr_dask_stream.errors import StoreError, UsageError
+from zarr_dask_stream.source.backend import RemoteBytes, check_key
+from zarr_dask_stream.source.files import Keyed
 
 __all__ = ["FsspecFiles", "MemoryFiles", "ObstoreObjects", "ZarrKeys", "open_filesystem"]
 
@@ -32,6 +33,10 @@ POOL_SIZE = 128
 _S3 = frozenset({"s3", "s3a"})
 #: Retries of one request of a listing.
 _LISTING_RETRIES = 4
+#: Files removed at the same time.
+_DELETED_AT_ONCE = 32
+#: What S3 takes in one request, with some room.
+_MOST_PUT_BYTES = 4 << 30
 
 
 def open_filesystem(url: str, options: Mapping[str, Any], *, patient: bool = False) -> tuple[Any, str]:
@@ -114,7 +119,7 @@ def memory_contents() -> dict[str, Any]:
     return contents
 
 
-class MemoryFiles(_Keyed):
+class MemoryFiles(Keyed):
     """Files of fsspec's ``memory://``, which belong to this process alone."""
 
     def __init__(self, url: str, root: str) -> None:
@@ -125,6 +130,15 @@ class MemoryFiles(_Keyed):
         """Return the file's value."""
         file = memory_contents().get(self._lead + check_key(key))
         return None if file is None else bytes(file.getvalue())
+
+    def put(self, key: str, data: Any, *, aside: str = "") -> None:  # noqa: ARG002  # needs no such place
+        """Write the file."""
+        fsspec.get_filesystem_class("memory")().pipe_file(self._lead + check_key(key), bytes(data))
+
+    def remove(self, keys: Any) -> None:
+        """Remove files."""
+        for key in list(keys):
+            memory_contents().pop(self._lead + key, None)
 
     def _names(self) -> Any:
         lead = self._lead
@@ -232,13 +246,45 @@ class FsspecFiles(RemoteBytes):
         lead = self._lead.lstrip("/")
         return path.lstrip("/")[len(lead) :]
 
+    async def _write(self, key: str, data: bytes) -> str | None:
+        if self._behind is not None:
+            raise UsageError(
+                f"{self.url} can't be written to: its cache would go on giving what was there before; leave it out"
+            )
+        if not self._listable:
+            raise UsageError(f"{self.url} can't be written to: plain HTTP is for reading")
+        path = f"{self._lead}{key}"
+        try:
+            answer = await self._run(self._fs, "pipe_file", path, data)
+        except FileNotFoundError:  # folders are no more than names on an object store, and have to be made elsewhere
+            if _s3_of(self._fs) is not None:
+                raise
+            await self._run(self._fs, "makedirs", path.rpartition("/")[0], exist_ok=True)
+            answer = await self._run(self._fs, "pipe_file", path, data)
+        tag = answer.get("ETag") if isinstance(answer, Mapping) else None
+        return tag if isinstance(tag, str) else None
+
+    async def _size(self, key: str) -> int | None:
+        info = await self._run(self._fs, "info", f"{self._lead}{key}")
+        size = info.get("size")
+        return None if size is None else int(size)
+
+    async def _delete(self, keys: list[str]) -> None:
+        for at in range(0, len(keys), _DELETED_AT_ONCE):
+            some = [self._remove_one(f"{self._lead}{key}") for key in keys[at : at + _DELETED_AT_ONCE]]
+            await asyncio.gather(*some)
+
+    async def _remove_one(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            await self._run(self._fs, "rm_file", path)
+
     async def _list(self, prefix: str) -> list[str]:
         self._need_listing()
         try:
             found = await self._run(self._patient, "find", f"{self._lead}{prefix}".rstrip("/"))
         except FileNotFoundError:
             return []
-        return [self._relative(path) for path in found]
+        return [name for name in map(self._relative, found) if name]  # some servers list the folder itself
 
     async def _dir(self, prefix: str) -> tuple[list[str], list[str]]:
         self._need_listing()
@@ -286,6 +332,7 @@ class ObstoreObjects(RemoteBytes):
         claim_runtime(url)
         self._patient = store if patient is None else patient
         self._lead = lead
+        self._store = store
         self._get: Callable[..., Any] = store.get_async
         self._get_range: Callable[..., Any] = store.get_range_async
 
@@ -305,6 +352,23 @@ class ObstoreObjects(RemoteBytes):
             result = await self._get(path, options={"range": option})
             return bytes(await result.bytes_async())
         return bytes(await self._get_range(path, start=start, end=stop))
+
+    async def _write(self, key: str, data: bytes) -> str | None:
+        # One request as far as S3 takes one; it cuts larger objects into parts that show when all are there.
+        answer = await self._store.put_async(self._lead + key, data, use_multipart=len(data) > _MOST_PUT_BYTES)
+        tag = answer.get("e_tag")
+        return tag if isinstance(tag, str) else None
+
+    async def _size(self, key: str) -> int | None:
+        return int((await self._store.head_async(self._lead + key))["size"])
+
+    async def _delete(self, keys: list[str]) -> None:
+        try:
+            await self._patient.delete_async([self._lead + key for key in keys])
+        except FileNotFoundError:  # one of several: which, is not said
+            for key in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    await self._patient.delete_async(self._lead + key)
 
     async def _list(self, prefix: str) -> list[str]:
         lead = f"{self._lead}{prefix}"
@@ -350,6 +414,22 @@ class ZarrKeys(RemoteBytes):
             request = abc.SuffixByteRequest(-start) if start < 0 else abc.OffsetByteRequest(start)
         value = await self._store.get(key, default_buffer_prototype(), request)
         return None if value is None else bytes(value.to_bytes())
+
+    async def _write(self, key: str, data: bytes) -> str | None:
+        from zarr.buffer import cpu  # noqa: PLC0415  # as above
+
+        if self._store.read_only:
+            raise UsageError(f"{self.url} can't be written to: it was opened for reading only")
+        await self._store.set(key, cpu.Buffer.from_bytes(data))
+        return None
+
+    async def _size(self, key: str) -> int | None:
+        return int(await self._store.getsize(key))
+
+    async def _delete(self, keys: list[str]) -> None:
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError, KeyError):
+                await self._store.delete(key)
 
     async def _list(self, prefix: str) -> list[str]:
         return [key async for key in self._store.list_prefix(f"{prefix}/" if prefix else "")]

@@ -26,7 +26,8 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, StorePath, ZipStore
 
 from zarr_dask_stream.errors import StoreNotFoundError, StoreNotVisibleError, UsageError
-from zarr_dask_stream.source.backend import ByteStore, LocalFiles, MappingBytes, ZipEntries
+from zarr_dask_stream.source.backend import ByteStore
+from zarr_dask_stream.source.files import LocalFiles, MappingBytes, ZipEntries
 from zarr_dask_stream.source.remote import (
     FsspecFiles,
     MemoryFiles,

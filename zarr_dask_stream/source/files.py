@@ -1,0 +1,364 @@
+"""Stores of this host and of this process: files, entries of a zip file, mappings; read and written by plain calls."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import itertools
+import os
+import shutil
+import stat
+import threading
+import uuid
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from zarr.buffer import cpu
+
+from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
+from zarr_dask_stream.source.backend import ByteStore, check_key
+
+__all__ = ["Keyed", "LocalFiles", "MappingBytes", "ZipEntries"]
+
+_FIRST_READ_BYTES = 1 << 16
+_MAX_HINT_BYTES = 1 << 25
+# Files up to this size are read in one call, without asking for their length.
+_SMALL_BYTES = 1 << 18
+# O_NONBLOCK: a FIFO in place of a chunk must not hang the worker. No effect on regular files.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_PREFIX = ".zds-"  # of files that are not whole yet: no chunk and no document is called so
+_serial = itertools.count()
+
+
+class LocalFiles(ByteStore):
+    """Files below a directory.
+
+    The directory itself must be there: a path that only another host can see is an error, not an
+    empty store.
+    """
+
+    def __init__(self, url: str, root: str) -> None:
+        super().__init__(url)
+        self._root = root.rstrip("/") + "/"
+        self._hint = _FIRST_READ_BYTES
+
+    def _path(self, key: str) -> str:
+        if ".." in key or key[:1] == "/" or "\0" in key:
+            check_key(key)
+        return self._root + key
+
+    def _open(self, key: str) -> int | None:
+        try:
+            return os.open(self._path(key), _OPEN_FLAGS)
+        except FileNotFoundError:
+            self._check_root()
+            return None
+
+    def _check_root(self) -> None:
+        if not os.path.isdir(self._root):  # noqa: PTH112  # a Path object would cost more than the call
+            raise StoreNotFoundError(f"there is no directory {self.url} on this host")
+
+    def get(self, key: str) -> bytes | None:
+        """Return the whole file."""
+        fd = self._open(key)
+        if fd is None:
+            return None
+        try:
+            # One call for a file no longer than those before it: a regular file is read short only at its end.
+            hint = self._hint
+            data = os.read(fd, hint)
+            return data if len(data) < hint else self._read_rest(fd, data)
+        finally:
+            os.close(fd)
+
+    def get_buffer(self, key: str) -> bytes | memoryview | None:
+        """Return the whole file; a large one in memory that can become the chunk's array as it is."""
+        if self._hint <= _SMALL_BYTES:
+            return self.get(key)
+        fd = self._open(key)
+        if fd is None:
+            return None
+        try:
+            # NumPy's memory is not cleared first, as a bytearray's would be.
+            buffer = memoryview(np.empty(os.fstat(fd).st_size, np.uint8))  # type: ignore[arg-type]  # it is a buffer
+            length = 0
+            while length < len(buffer) and (read := os.readv(fd, [buffer[length:]])):
+                length += read
+            return buffer[:length]
+        finally:
+            os.close(fd)
+
+    def _read_rest(self, fd: int, data: bytes) -> bytes:
+        size = os.fstat(fd).st_size
+        self._hint = max(self._hint, min(size + size // 4 + 1, _MAX_HINT_BYTES))
+        parts = [data]
+        while part := os.read(fd, max(size - sum(map(len, parts)), 0) + 1):
+            parts.append(part)
+        return b"".join(parts)
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes | None:
+        """Return a part of the file."""
+        fd = self._open(key)
+        if fd is None:
+            return None
+        try:
+            return os.pread(fd, max(stop - start, 0), start)
+        finally:
+            os.close(fd)
+
+    def get_suffix(self, key: str, count: int) -> bytes | None:
+        """Return the end of the file."""
+        fd = self._open(key)
+        if fd is None:
+            return None
+        try:
+            start = max(0, os.fstat(fd).st_size - count)
+            return os.pread(fd, count, start)
+        finally:
+            os.close(fd)
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there."""
+        try:
+            return not stat.S_ISDIR(os.stat(self._path(key)).st_mode)  # noqa: PTH116  # as below
+        except FileNotFoundError:
+            self._check_root()
+            return False
+
+    def version(self, key: str) -> Any:
+        """Return inode, size and time of change."""
+        try:
+            info = os.stat(self._path(key))  # noqa: PTH116  # a Path object would cost more than the call
+        except FileNotFoundError:
+            return None
+        return info.st_ino, info.st_size, info.st_mtime_ns
+
+    def size(self, key: str) -> int | None:
+        """Return the length of the file."""
+        try:
+            return os.stat(self._path(key)).st_size  # noqa: PTH116  # as above
+        except FileNotFoundError:
+            self._check_root()
+            return None
+
+    def put(self, key: str, data: Any, *, aside: str = "") -> None:
+        """Write a file beside its place, below `aside`, and rename it."""
+        path = self._path(key)
+        folder = self._path(aside) if aside else os.path.dirname(path)  # noqa: PTH120  # as above
+        temporary = f"{folder}/{_PREFIX}{_this_process(os.getpid())}-{next(_serial)}"
+        try:
+            self._write(temporary, folder, data)
+            try:
+                os.replace(temporary, path)  # noqa: PTH105  # as above
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120  # as above
+                os.replace(temporary, path)  # noqa: PTH105  # as above
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108  # as above
+            raise OSError(error.errno, f"writing {key} of {self.url}: {error.strerror}") from error
+
+    def _write(self, path: str, folder: str, data: Any) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            fd = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
+            fd = os.open(path, flags, 0o666)
+        try:
+            rest = memoryview(data).cast("B")
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        finally:
+            os.close(fd)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove files; their folders stay."""
+        for key in keys:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path(key))  # noqa: PTH108  # as above
+
+    def clear(self, prefix: str, last: Iterable[str] = ()) -> None:
+        """Remove what is in a folder; the folder stays."""
+        late = set(last)
+        for entry in self._scan(prefix):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name not in late:
+                os.unlink(entry.path)  # noqa: PTH108  # as above
+        self.remove(f"{prefix}/{name}" if prefix else name for name in late)
+
+    def flush(self) -> None:
+        """Have the file system below the directory write all that it still holds in memory."""
+        fd = os.open(self._root, os.O_RDONLY)
+        try:
+            _sync_file_system(fd)
+        finally:
+            os.close(fd)
+
+    def list_prefix(self, prefix: str) -> Iterator[str]:
+        """Walk the files below `prefix`; links to folders are followed, each once."""
+        self._check_root()
+        folders = [check_key(prefix.strip("/"))]
+        linked: set[tuple[int, int]] = set()
+        while folders:
+            folder = folders.pop()
+            lead = f"{folder}/" if folder else ""
+            for entry in self._scan(folder):
+                if not entry.is_dir():
+                    yield lead + entry.name
+                elif not entry.is_symlink() or self._first_visit(lead + entry.name, linked):
+                    folders.append(lead + entry.name)
+
+    def _first_visit(self, folder: str, linked: set[tuple[int, int]]) -> bool:
+        """Whether a linked folder has not been walked yet: links can lead round in a ring."""
+        info = os.stat(self._root + folder)  # noqa: PTH116  # as above
+        place = info.st_dev, info.st_ino
+        if place in linked:
+            return False
+        linked.add(place)
+        return True
+
+    def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
+        """Return the folders and the files directly below `prefix`."""
+        folders: list[str] = []
+        keys: list[str] = []
+        for entry in self._scan(prefix.strip("/")):
+            (folders if entry.is_dir() else keys).append(entry.name)
+        return folders, keys
+
+    def _scan(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._path(folder)) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            self._check_root()
+            return []
+
+
+@functools.lru_cache(maxsize=1)
+def _this_process(pid: int) -> str:
+    """Return a name that no other process has on any host, a forked one neither."""
+    return f"{pid}-{uuid.uuid4().hex[:12]}"
+
+
+def _sync_file_system(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "syncfs"):  # an older or another kernel: all file systems, then
+        os.sync()
+    elif libc.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class Keyed(ByteStore):
+    """What stores with a flat set of names share."""
+
+    @abstractmethod
+    def _names(self) -> Iterator[str]: ...
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes | None:
+        """Return a part of the value."""
+        data = self.get(key)
+        return None if data is None else data[start:stop]
+
+    def get_suffix(self, key: str, count: int) -> bytes | None:
+        """Return the end of the value."""
+        data = self.get(key)
+        return None if data is None else data[max(0, len(data) - count) :]
+
+    def list_prefix(self, prefix: str) -> Iterator[str]:
+        """Walk the keys below `prefix`."""
+        lead = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        return (name for name in self._names() if name.startswith(lead))
+
+    def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
+        """Return the folders and the keys directly below `prefix`."""
+        lead = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        folders: dict[str, None] = {}
+        keys = []
+        for name in self.list_prefix(prefix):
+            head, slash, _ = name[len(lead) :].partition("/")
+            if slash:
+                folders[head] = None
+            else:
+                keys.append(head)
+        return list(folders), keys
+
+
+class MappingBytes(Keyed):
+    """A mapping of keys to bytes in this process."""
+
+    def __init__(self, url: str, mapping: Mapping[str, Any]) -> None:
+        super().__init__(url)
+        self._mapping = mapping
+
+    def get(self, key: str) -> bytes | None:
+        """Return the value of `key`."""
+        try:
+            value = self._mapping[check_key(key)]
+        except KeyError:
+            return None
+        if isinstance(value, bytes):
+            return value
+        to_bytes = getattr(value, "to_bytes", None)  # zarr's buffers
+        return bytes(value) if to_bytes is None else bytes(to_bytes())
+
+    def put(self, key: str, data: Any, *, aside: str = "") -> None:  # noqa: ARG002  # a mapping needs no such place
+        """Set the value of `key`, as the kind of buffer that zarr keeps in mappings."""
+        self._writable()[check_key(key)] = cpu.Buffer.from_bytes(bytes(data))
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove keys."""
+        for key in list(keys):
+            self._writable().pop(key, None)
+
+    def _writable(self) -> MutableMapping[str, Any]:
+        if not isinstance(self._mapping, MutableMapping):
+            raise UsageError(f"{self.url} can't be written to: it is a {type(self._mapping).__name__}")
+        return self._mapping
+
+    def _names(self) -> Iterator[str]:
+        return iter(list(self._mapping))
+
+
+class ZipEntries(Keyed):
+    """Entries of a zip file."""
+
+    def __init__(self, url: str, path: str) -> None:
+        super().__init__(url)
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except FileNotFoundError:
+            raise StoreNotFoundError(f"there is no zip file {url} on this host") from None
+        except zipfile.BadZipFile as error:
+            raise StoreError(f"{url} is not a zip file that can be read: {error}") from error
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> bytes | None:
+        """Return the entry; its checksum is checked."""
+        try:
+            info = self._zip.getinfo(check_key(key))
+        except KeyError:
+            return None
+        try:
+            with self._lock:
+                return self._zip.read(info)
+        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            raise OSError(errno.EIO, f"entry {key} of {self.url} can't be read: {error}") from error
+
+    def exists(self, key: str) -> bool:
+        """Whether the entry is there."""
+        return check_key(key) in self._zip.NameToInfo
+
+    def _names(self) -> Iterator[str]:
+        return (name for name in self._zip.namelist() if not name.endswith("/"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._zip.close()
