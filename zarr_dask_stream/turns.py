@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
+from typing import Any
 
 from zarr_dask_stream.engine.dispatch import Dispatch, Receipts
 from zarr_dask_stream.engine.events import Input, Threads, Tick
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.run import Run, Wait
+from zarr_dask_stream.run import Run, Step, Wait
 from zarr_dask_stream.source.chunk import Chunk
 
 __all__ = ["AsyncTurns", "ThreadTurns", "Turns"]
@@ -50,7 +51,7 @@ class Turns:
         self._receipts = Receipts(len(dispatch.present) if dispatch.copies else 1)
         self._unconfirmed = 0
         self._run: Run | None = None
-        self._steps: Generator[Chunk | Wait, list[Input] | None, None] | None = None
+        self._steps: Generator[Step, Any, None] | None = None
         self._reply: list[Input] | None = None
         self._over = False
         self._ended = False
@@ -81,6 +82,7 @@ class Turns:
                 self._reply = [Tick()]
                 return None if moved else step
             self._reply = None
+            assert isinstance(step, Chunk)  # batches and sinks are for a single consumer
             self.dispatch.put(step)
             moved = True
 
@@ -126,10 +128,10 @@ class Turns:
 
     def _note(self, error: BaseException) -> None:
         self._over = True
-        if self._run is not None:
-            self._run.failed(error)
         if isinstance(error, Exception):
             self.error, self._traceback = error, error.__traceback__
+            if self._run is not None:
+                self._run.failed(error)
 
     def _complain(self, who: int, waited_s: float, said_s: float) -> float:
         """Say who holds up whom, where nothing moves for that reason; return when it was said."""

@@ -320,7 +320,8 @@ class _LocalPlace:
     def __init__(self, path: Path) -> None:
         self._path = path
         # The lock's file stays: removing it would let two later runs lock two different files.
-        self._lock = filelock.FileLock(f"{path}.lock", blocking=False)
+        # Held by the run, not by one of the threads that share it.
+        self._lock = filelock.FileLock(f"{path}.lock", blocking=False, thread_local=False)
 
     def hold(self) -> None:
         try:
