@@ -11,8 +11,13 @@ JOBS ?= 2
 # Where reports go that people may want to keep.
 RESULTS ?= bench-results
 
+# PyTorch, for the tests marked `torch`. Where there is no build for processors alone it is gigabytes: `make test-all
+# TORCH=` does without it, and leaves those tests out.
+TORCH ?= torch==2.13.0
+
 DEMO_ENV := .venv
 TEST_ENV := .venv-test
+BENCH_ENV := .venv-bench
 PIP_OPTIONS := --disable-pip-version-check --quiet --constraint constraints.txt
 SOURCES := $(shell find zarr_dask_stream -type f -not -name '*.pyc') $(wildcard README.md LICENSE)
 
@@ -20,19 +25,19 @@ SOURCES := $(shell find zarr_dask_stream -type f -not -name '*.pyc') $(wildcard 
 PYTEST := $(TEST_ENV)/bin/pytest -c pyproject.toml --rootdir . --doctest-modules --durations 10 \
 	--numprocesses $(JOBS) --dist loadgroup --pyargs zarr_dask_stream tests
 
-.PHONY: help demo test test-all lint coverage bench bench-all clean
+.PHONY: help demo test test-all lint coverage bench bench-all bench-publish clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO_ENV)/.installed ## stream real data through an embedded cluster and show the answer
 	$(DEMO_ENV)/bin/zds demo
 
 test: lint ## lint, then all tests but the long ones (of which it runs a sample)
-	$(PYTEST) -m "not slow or sample"
+	$(PYTEST) -m "(not slow or sample) and not torch"
 
-test-all: lint ## lint, then every test
-	$(PYTEST)
+test-all: lint $(if $(TORCH),$(TEST_ENV)/.torch) ## lint, then every test
+	$(PYTEST) $(if $(TORCH),,-m "not torch")
 
 lint: $(TEST_ENV)/.installed ## ruff and mypy
 	$(TEST_ENV)/bin/ruff check .
@@ -40,16 +45,19 @@ lint: $(TEST_ENV)/.installed ## ruff and mypy
 	$(TEST_ENV)/bin/mypy
 
 coverage: $(TEST_ENV)/.installed ## the tests of `make test` with coverage, worst lines shown
-	$(PYTEST) -m "not slow or sample" --cov --cov-report term-missing
+	$(PYTEST) -m "(not slow or sample) and not torch" --cov --cov-report term-missing
 
-bench: $(TEST_ENV)/.installed ## chunks a second beside dask.array.from_zarr on the same cluster: a minute or two
-	$(TEST_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS) --quick
+bench: $(BENCH_ENV)/.installed ## the important rows at half size, against limits and peers: about 20 minutes
+	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS) --important
 
-bench-all: $(TEST_ENV)/.installed ## every row of the benchmark, against its limit and its peers: half an hour
-	$(TEST_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS)
+bench-all: $(BENCH_ENV)/.installed ## every row of the benchmark at full size: an hour or more
+	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS)
+
+bench-publish: $(BENCH_ENV)/.installed ## put the figures of the last benchmark into the README
+	$(BENCH_ENV)/bin/python tests/benchmarks/figures.py $(RESULTS)/results.json --publish
 
 clean: ## remove the environments and everything the tools left
-	rm -rf $(DEMO_ENV) $(TEST_ENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(BENCH_ENV) build dist *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache $(RESULTS)
 	find zarr_dask_stream tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -80,10 +88,23 @@ $(TEST_ENV)/.requirements: pyproject.toml constraints.txt
 	$(TEST_ENV)/bin/pip install $(PIP_OPTIONS) '.[test]'
 	@touch $@
 
+$(BENCH_ENV)/.requirements: pyproject.toml constraints.txt
+	$(make_env)
+	$(BENCH_ENV)/bin/pip install $(PIP_OPTIONS) '.[bench]'
+	@touch $@
+
+$(TEST_ENV)/.torch: $(TEST_ENV)/.requirements | $(TEST_ENV)/.installed
+	$(TEST_ENV)/bin/pip install $(PIP_OPTIONS) '$(TORCH)'
+	@touch $@
+
 $(DEMO_ENV)/.installed: $(DEMO_ENV)/.requirements $(SOURCES)
 	$(DEMO_ENV)/bin/pip install $(PIP_OPTIONS) --force-reinstall --no-deps .
 	@touch $@
 
 $(TEST_ENV)/.installed: $(TEST_ENV)/.requirements $(SOURCES)
 	$(TEST_ENV)/bin/pip install $(PIP_OPTIONS) --force-reinstall --no-deps .
+	@touch $@
+
+$(BENCH_ENV)/.installed: $(BENCH_ENV)/.requirements $(SOURCES)
+	$(BENCH_ENV)/bin/pip install $(PIP_OPTIONS) --force-reinstall --no-deps .
 	@touch $@

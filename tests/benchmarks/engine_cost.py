@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
 from zarr_dask_stream.engine.events import Input, Tick
+from zarr_dask_stream.engine.instructions import Cancel, Instruction, Notify, Submit
 from zarr_dask_stream.engine.retry import RetryPolicy
-from zarr_dask_stream.engine.supervisor import Cancel, Instruction, Notify, Submit, Supervisor
+from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.window import Window, WindowLimits
 from zarr_dask_stream.source.grid import ChunkGrid
 from zarr_dask_stream.source.hedging import Hedge

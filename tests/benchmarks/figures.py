@@ -1,23 +1,35 @@
-"""A table and a plot of the results of a benchmark, made from its JSON file alone.
+"""Tables and plots of the results of a benchmark, made from its JSON file and the notes beside this module alone.
 
-python tests/benchmarks/figures.py bench-results/results.json
+    python tests/benchmarks/figures.py bench-results/results.json
+    python tests/benchmarks/figures.py bench-results/results.json --publish
+
+The second also puts the JSON file, the full table and the plots into the source folder and the short table into the
+README.
 """
 
+import argparse
 import json
+import re
+import shutil
 import statistics
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Okabe and Ito's colours, which people see apart whatever their eyes.
-_LIMIT, _STREAM, _PEER = "#000000", "#0072B2", "#D55E00"
+from benchmarks import plots
 
 Json = Mapping[str, Any]
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+#: Between these lines of the README is what `publish` writes.
+BEGIN, END = "<!-- benchmarks: begin, written by `make bench-publish` -->", "<!-- benchmarks: end -->"
+PLOTS = "plots"
 
 
 def rate(run: Json) -> float:
@@ -30,114 +42,175 @@ def rates(row: Json, contender: str) -> list[float]:
     return [rate(round_[contender]) for round_ in row["rounds"]]
 
 
-def relative(row: Json, contender: str) -> list[float]:
-    """Throughput over that of the row's first contender, round by round."""
-    first = rates(row, row["contenders"][0])
-    return [mine / theirs for mine, theirs in zip(rates(row, contender), first, strict=True)]
+def relative(row: Json, contender: str, to: str) -> list[float]:
+    """Throughput over that of another contender, round by round."""
+    return [mine / theirs for mine, theirs in zip(rates(row, contender), rates(row, to), strict=True)]
+
+
+def notes() -> dict[str, str]:
+    """Return what stands in the way of rows that fall short, by name; written by hand."""
+    found: dict[str, str] = tomllib.loads((HERE / "notes.toml").read_text(encoding="utf-8"))["falls_short"]
+    return {name: " ".join(text.split()) for name, text in found.items()}
+
+
+# -- words --------------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """Write a number as short as its use allows."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 2 else f"{value:.3g}"
+
+
+def reached(goal: Json) -> str:
+    """Write what a goal came to, with the spread of its rounds."""
+    unit = "x" if goal["kind"] == "times" else ""
+    spread = f"{number(goal['lowest'])} - {number(goal['highest'])}"
+    return f"{number(goal['median'])}{unit} [{spread}]"
+
+
+def _verdict(goal: Json) -> str:
+    return {True: "met", False: "missed", None: ""}[goal["met"]]
 
 
 def brief(row: Json) -> list[str]:
     """A row for the terminal."""
     lines = [f"\n{row['name']}: {row['work']}"]
-    for name in row["contenders"]:
-        values = rates(row, name)
-        spread = f"{min(values):,.0f} - {max(values):,.0f}"
-        lines.append(f"  {statistics.median(values):>12,.0f} chunks/s  {name}  [{spread}]")
-    return lines + [f"  {_verdict(goal)}" for goal in row["goals"]]
+    for contender in row["contenders"]:
+        values = rates(row, contender["name"])
+        spread = f"{min(values):,.1f} - {max(values):,.1f}"
+        lines.append(f"  {statistics.median(values):>12,.1f} chunks/s  {contender['name']}  [{spread}]")
+    lines += [f"  {_verdict(goal):>6}  {goal['aim']}: {reached(goal)}" for goal in row["goals"]]
+    return lines + [f"  absent  {name}: {why}" for name, why in row["absent"].items()]
 
 
-def _verdict(goal: Json) -> str:
-    return f"{'met   ' if goal['met'] else 'MISSED'} {goal['what']}: {_number(goal['median'])} [{_spread(goal)}]"
-
-
-def _spread(goal: Json) -> str:
-    return f"{_number(min(goal['values']))} - {_number(max(goal['values']))}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+# -- tables -------------------------------------------------------------------------------------------
 
 
 def table(result: Json) -> str:
-    """All rows as a Markdown document."""
-    machine, versions = result["machine"], result["versions"]
-    lines = ["# Benchmarks", ""]
-    lines.append(
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB, {machine['system']}; load "
-        f"{machine['load_at_start']:.1f} before the start. Seed {result['seed']}, scale {result['scale']:g}, "
-        f"{result['rounds']} rounds in which all contenders take turns, warm caches. Medians, in brackets the lowest "
-        "and the highest round; ratios are taken within a round. A number of chunks behind a contender's name: it "
-        "did an array of the same kind with so many chunks only, and its throughput is what it did in a second."
-    )
-    lines += ["", ", ".join(f"{name} {version}" for name, version in versions.items())]
+    """All rows with all contenders, as a Markdown document."""
+    lines = ["# Benchmarks", "", machine(result), "", versions(result)]
     for row in result["rows"]:
-        first = row["contenders"][0]
-        lines += ["", f"## {row['name']}", "", row["work"], ""]
-        lines += [f"| | chunks/s | µs a chunk | of {first} |", "|---|---:|---:|---:|"]
-        for name in row["contenders"]:
-            values, share = rates(row, name), relative(row, name)
-            lines.append(
-                f"| {name} | {statistics.median(values):,.0f} [{min(values):,.0f} - {max(values):,.0f}] "
-                f"| {1e6 / statistics.median(values):,.1f} | {statistics.median(share):.3g} |"
-            )
-        lines += ["", "| goal | reached | |", "|---|---:|---|"]
-        lines += [
-            f"| {goal['what']} | {_number(goal['median'])} [{_spread(goal)}] | {'met' if goal['met'] else 'missed'} |"
-            for goal in row["goals"]
-        ]
+        lines += ["", *_section(row)]
     return "\n".join(lines) + "\n"
 
 
-def plot(result: Json) -> Figure:
-    """Draw one strip for each row: every contender's throughput over the first one's, on one logarithmic scale."""
-    rows = result["rows"]
-    heights = [len(row["contenders"]) + 1.0 for row in rows]
-    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 0.27 * sum(heights) + 0.8), layout="constrained")
-        axes = figure.subplots(len(rows), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
-        for ax, row in zip(axes, rows, strict=True):
-            _strip(ax, row)
-        axes[-1].set_xlabel(
-            "throughput over the first of each row (logarithmic; lines from the lowest to the highest round)"
+def machine(result: Json) -> str:
+    """Say on what and how the figures came about."""
+    about = result["machine"]
+    return (
+        f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB, {about['system']}; seed "
+        f"{result['seed']}. All contenders of a row take turns, round after round, on warm caches; a figure is the "
+        "median of the rounds, in brackets the lowest and the highest, and ratios are taken within a round. A number "
+        "of chunks behind a contender's name: it did an array of the same kind with so many chunks only."
+    )
+
+
+def versions(result: Json) -> str:
+    """Say with which versions."""
+    return ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+
+
+def _section(row: Json) -> list[str]:
+    first = row["contenders"][0]["name"]
+    measured = row["measured"]
+    lines = [f"## {row['name']}", "", f"{row['work']}.", "", f"| | chunks/s | µs a chunk | of {first} |"]
+    lines += ["|---|---:|---:|---:|"]
+    for contender in row["contenders"]:
+        values, share = rates(row, contender["name"]), relative(row, contender["name"], first)
+        middle = statistics.median(values)
+        spread = f"[{number(min(values))} - {number(max(values))}]"
+        lines.append(
+            f"| {contender['name']} | {number(middle)} {spread} | {number(1e6 / middle)} "
+            f"| {number(statistics.median(share))} |"
         )
-    return figure
+    lines += ["", "| aimed at | reached | |", "|---|---:|---|"]
+    lines += [f"| {goal['aim']} | {reached(goal)} | {_verdict(goal)} |" for goal in row["goals"]]
+    if note := _note(row):
+        lines += ["", f"What stands in the way: {note}"]
+    if row["absent"]:
+        lines += ["", "Not here: " + "; ".join(f"{name} ({why})" for name, why in row["absent"].items()) + "."]
+    state = f", at {measured['commit']}" if measured["commit"] else ""
+    lines += ["", f"{len(row['rounds'])} rounds at scale {row['scale']:g}, {measured['at']} UTC{state}."]
+    return lines
 
 
-def _strip(ax: Axes, row: Json) -> None:
-    names = row["contenders"]
-    for place, name in enumerate(names):
-        share = relative(row, name)
-        middle = statistics.median(share)
-        colour = _LIMIT if name == "limit" else _STREAM if _is_stream(name) else _PEER
-        ax.plot([min(share), max(share)], [place, place], color=colour, linewidth=1.5, solid_capstyle="round")
-        ax.plot([middle], [place], "o", color=colour, markersize=5)
-        ax.annotate(
-            f"{middle:.2g}",
-            (max(share), place),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    ax.axvline(1, color="#999999", linewidth=0.8, zorder=0)
-    ax.set_xscale("log")
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_yticks(range(len(names)), names)
-    ax.tick_params(axis="y", length=0)
-    ax.set_title(row["name"], loc="left", fontsize=10, fontweight="bold")
+def _note(row: Json) -> str:
+    short = any(goal["met"] is False for goal in row["goals"])
+    return notes().get(row["name"], "") if short else ""
 
 
-def _is_stream(name: str) -> bool:
-    return name.startswith(("stream", "ordered", "as completed")) or name.endswith("planned")
+def readme(result: Json) -> str:
+    """One line for each row, the plots above."""
+    lines = [*_picture("limit", "Shares of the limit of the machine, with the targets"), ""]
+    lines += [*_picture("peers", "Speed-up over other tools, row by row"), ""]
+    lines += ["| row | work | aimed at | reached |", "|---|---|---|---|"]
+    lines += [_line(row) for row in result["rows"]]
+    shorts = [f"- **{row['name']}**: {note}" for row in result["rows"] if (note := _note(row))]
+    if shorts:
+        lines += ["", "What stands in the way of the rows that fall short:", "", *shorts]
+    return "\n".join(lines)
+
+
+def _picture(name: str, alt: str) -> list[str]:
+    folder = f"{HERE.relative_to(ROOT).as_posix()}/{PLOTS}"
+    return [
+        "<picture>",
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">',
+        f'  <img alt="{alt}" src="{folder}/{name}-light.svg">',
+        "</picture>",
+    ]
+
+
+def _line(row: Json) -> str:
+    judged = [goal for goal in row["goals"] if goal["met"] is not None]
+    aims = "<br>".join(goal["aim"] for goal in judged)
+    values = "<br>".join(reached(goal) + ("" if goal["met"] else " **missed**") for goal in judged)
+    return f"| {row['name']} | {row['work'].partition(';')[0]} | {aims} | {values} |"
+
+
+# -- files --------------------------------------------------------------------------------------------
 
 
 def write_all(source: Path) -> None:
-    """Write the table and the plot beside the JSON file."""
-    result = json.loads(source.read_text())
-    source.with_suffix(".md").write_text(table(result))
-    plot(result).savefig(source.with_suffix(".png"), dpi=150)
+    """Write tables and plots beside the JSON file."""
+    result = json.loads(source.read_text(encoding="utf-8"))
+    source.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    (source.parent / "readme.md").write_text(readme(result) + "\n", encoding="utf-8")
+    plots.write(result, source.parent / PLOTS)
+
+
+def publish(source: Path) -> None:
+    """Put what was measured into the source folder and its short table into the README."""
+    for name in (source.name, source.with_suffix(".md").name):
+        shutil.copy(source.parent / name, HERE / name)
+    (HERE / PLOTS).mkdir(exist_ok=True)
+    for path in (source.parent / PLOTS).glob("*.svg"):
+        shutil.copy(path, HERE / PLOTS / path.name)
+    path = ROOT / "README.md"
+    short = (source.parent / "readme.md").read_text(encoding="utf-8")
+    path.write_text(inserted(path.read_text(encoding="utf-8"), short), encoding="utf-8")
+
+
+def inserted(text: str, short: str) -> str:
+    """Return the README's text with another table in its place."""
+    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the README has no lines {BEGIN!r} and {END!r} to write between")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{short}\n{END}", text)
+
+
+def main() -> None:
+    """Parse, write."""
+    parser = argparse.ArgumentParser(description="Tables and plots of a benchmark's results.")
+    parser.add_argument("results", type=Path, help="results.json")
+    parser.add_argument("--publish", action="store_true", help="put them into the source folder and the README, too")
+    options = parser.parse_args()
+    write_all(options.results)
+    if options.publish:
+        publish(options.results)
 
 
 if __name__ == "__main__":
-    write_all(Path(sys.argv[1]))
+    main()

@@ -10,19 +10,22 @@ import json
 import multiprocessing
 import os
 import struct
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 import s3fs
 import zstandard
+from obstore.store import S3Store
 
 from benchmarks.data import Stored
 
+T = TypeVar("T")
 Sums = npt.NDArray[np.float32]
 Loop = Callable[[Stored, int, int], Sums]
 
@@ -35,22 +38,25 @@ class BareProcesses:
         self._pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
     def run(self, loop: Callable[..., Sums], stored: Stored, *arguments: Any) -> Sums:
-        """Cut the chunk numbers into one range for each process and run the loop over each."""
-        return run_loops(self._pool, self._count, loop, stored, *arguments)
+        """Cut the chunk numbers into one range for each process, run the loop over each, and join what comes back."""
+        return np.concatenate(self.run_parts(loop, stored, *arguments))
+
+    def run_one(self, loop: Callable[..., Sums], stored: Stored, *arguments: Any) -> Sums:
+        """Run the loop over all chunks in one of the processes."""
+        return self._pool.submit(loop, stored, 0, stored.chunks, *arguments).result()
+
+    def run_parts(self, loop: Callable[..., T], stored: Stored, *arguments: Any) -> list[T]:
+        """Run the loop over equal ranges of the chunk numbers and return what each comes to."""
+        # A shard is nobody's to share.
+        unit = stored.shard[0] * stored.grid[1]
+        edges = [stored.chunks * part // self._count // unit * unit for part in range(self._count)] + [stored.chunks]
+        parts = itertools.pairwise(edges)
+        futures = [self._pool.submit(loop, stored, start, stop, *arguments) for start, stop in parts]
+        return [future.result() for future in futures]
 
     def close(self) -> None:
         """End the processes."""
         self._pool.shutdown()
-
-
-def run_loops(pool: Executor, count: int, loop: Callable[..., Sums], stored: Stored, *arguments: Any) -> Sums:
-    """Run the loop over `count` equal ranges of the chunk numbers and join what comes back."""
-    # A shard is nobody's to share.
-    unit = stored.shard[0] * stored.grid[1]
-    edges = [stored.chunks * part // count // unit * unit for part in range(count)] + [stored.chunks]
-    parts = itertools.pairwise(edges)
-    futures = [pool.submit(loop, stored, start, stop, *arguments) for start, stop in parts]
-    return np.concatenate([future.result() for future in futures])
 
 
 def read_file(path: str) -> bytes:
@@ -107,23 +113,44 @@ def decode_zstd(stored: Stored, number: int) -> npt.NDArray[np.float32]:
     return np.frombuffer(zstandard.ZstdDecompressor().decompress(raw), "f4").reshape(stored.chunk)
 
 
-def sum_objects(stored: Stored, start: int, stop: int, options: Mapping[str, Any], in_flight: int) -> Sums:
+#: Reads a whole object, given its key.
+Get = Callable[[str], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Client:
+    """How a bare loop reads from S3: which library, its options as JSON, how many requests at once."""
+
+    library: Literal["obstore", "s3fs"]
+    options: str
+    in_flight: int
+
+
+def sum_objects(stored: Stored, start: int, stop: int, client: Client) -> Sums:
     """Sum zstd chunks on S3, with so many requests in flight in this process."""
-    bucket = _bucket(json.dumps(options), in_flight)
-    return bucket.loop.run_until_complete(_sum_objects(stored, range(start, stop), bucket.fs, in_flight))
+    bucket = _bucket(stored.url, client)
+    return bucket.loop.run_until_complete(_sum_objects(stored, range(start, stop), bucket.get, client.in_flight))
 
 
 class _Bucket(NamedTuple):
     loop: asyncio.AbstractEventLoop
-    fs: Any
+    get: Get
 
 
-@lru_cache(maxsize=4)
-def _bucket(options: str, in_flight: int) -> _Bucket:
+@lru_cache(maxsize=8)
+def _bucket(url: str, client: Client) -> _Bucket:
     """Connect once in a process."""
     loop = asyncio.new_event_loop()
     # Its idle connections go with the process, and need no mention.
     loop.set_exception_handler(lambda *_: None)
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    options = json.loads(client.options)
+    if client.library == "obstore":
+        return _Bucket(loop, _obstore_get(bucket, prefix, options))
+    return _Bucket(loop, _s3fs_get(f"{bucket}/{prefix}", options, loop, client.in_flight))
+
+
+def _s3fs_get(root: str, options: dict[str, Any], loop: asyncio.AbstractEventLoop, in_flight: int) -> Get:
     # One GET for an object, and no connection waits for another: what s3fs can do with the right settings.
     fs = s3fs.S3FileSystem(
         asynchronous=True,
@@ -131,20 +158,32 @@ def _bucket(options: str, in_flight: int) -> _Bucket:
         skip_instance_cache=True,
         max_concurrency=1,
         config_kwargs={"max_pool_connections": in_flight},
-        **json.loads(options),
+        **options,
     )
-    return _Bucket(loop, fs)
+
+    async def get(key: str) -> Any:
+        return await fs._cat_file(f"{root}/{key}")
+
+    return get
 
 
-async def _sum_objects(stored: Stored, numbers: range, fs: Any, in_flight: int) -> Sums:
+def _obstore_get(bucket: str, prefix: str, options: dict[str, Any]) -> Get:
+    store = S3Store(bucket, prefix=prefix, **options)
+
+    async def get(key: str) -> Any:
+        return await (await store.get_async(key)).bytes_async()
+
+    return get
+
+
+async def _sum_objects(stored: Stored, numbers: range, get: Get, in_flight: int) -> Sums:
     decode = zstandard.ZstdDecompressor().decompress
     sums = np.empty(len(numbers), "f4")
-    root = stored.url.removeprefix("s3://")
     todo = iter(numbers)
 
     async def one_by_one() -> None:
         for number in todo:
-            raw = await fs._cat_file(f"{root}/{stored.key(number)}")
+            raw = await get(stored.key(number))
             sums[number - numbers.start] = np.frombuffer(decode(raw), "f4").sum()
 
     await asyncio.gather(*(one_by_one() for _ in range(in_flight)))

@@ -4,6 +4,7 @@ A peer takes an array and returns the sum of the sums of its chunks, so that one
 """
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
@@ -36,9 +37,10 @@ def from_zarr(stored: Stored, client: Client, options: Options = None) -> float:
     return float(client.compute(sums, sync=True).sum(dtype="f8"))
 
 
-def from_zarr_bands(stored: Stored, client: Client) -> float:
+def from_zarr_bands(stored: Stored, client: Client, options: Options = None) -> float:
     """The same with Dask chunks as large as a whole row of stored chunks, cut apart by the function."""
-    array = dask.array.from_zarr(stored.url, chunks=(stored.chunk[0] * stored.shard[0], stored.shape[1]))
+    band = stored.chunk[0] * stored.shard[0], stored.shape[1]
+    array = dask.array.from_zarr(stored.url, chunks=band, storage_options=options)
 
     def sum_each(block: Block) -> Block:
         sums: Block = stored.split(block).sum(axis=(2, 3))
@@ -57,9 +59,17 @@ def xarray_coarsen(stored: Stored, client: Client) -> float:
         return float(client.compute(sums.data, sync=True).sum(dtype="f8"))
 
 
+#: Pipelines of zarr-python, by the name of who made them.
+PIPELINES = {
+    "zarr-python": "zarr.core.codec_pipeline.BatchedCodecPipeline",
+    "zarrs": "zarrs.ZarrsCodecPipeline",
+}
+
+
 @lru_cache(maxsize=8)
-def _opened(url: str) -> zarr.Array[Any]:
-    array = zarr.open(url, mode="r")
+def _opened(url: str, pipeline: str = "zarr-python") -> zarr.Array[Any]:
+    with zarr.config.set({"codec_pipeline.path": PIPELINES[pipeline]}):
+        array = zarr.open(url, mode="r")
     assert isinstance(array, zarr.Array)
     return array
 
@@ -68,22 +78,22 @@ def _bands(stored: Stored) -> range:
     return range(0, stored.shape[0], stored.chunk[0] * stored.shard[0])
 
 
-def _sum_band(stored: Stored, start: int) -> Block:
-    band = _opened(stored.url)[start : start + stored.chunk[0] * stored.shard[0]]
+def _sum_band(stored: Stored, start: int, pipeline: str = "zarr-python") -> Block:
+    band = _opened(stored.url, pipeline)[start : start + stored.chunk[0] * stored.shard[0]]
     sums: Block = stored.split(np.asarray(band)).sum(axis=(2, 3))
     return sums
 
 
-def client_map(stored: Stored, client: Client) -> float:
+def client_map(stored: Stored, client: Client, pipeline: str = "zarr-python") -> float:
     """`Client.map` by hand: a task reads a row of chunks with zarr-python in one go and sums each."""
     bands = list(_bands(stored))
-    futures = client.map(_sum_band, [stored] * len(bands), bands, pure=False)
+    futures = client.map(_sum_band, [stored] * len(bands), bands, pipeline=pipeline, pure=False)
     return float(sum(sums.sum(dtype="f8") for sums in client.gather(futures)))
 
 
-def thread_pool(stored: Stored, pool: Executor) -> float:
+def thread_pool(stored: Stored, pool: Executor, pipeline: str = "zarr-python") -> float:
     """zarr-python in threads of one process, a row of chunks at a time."""
-    sums = pool.map(_sum_band, itertools.repeat(stored), _bands(stored))
+    sums = pool.map(_sum_band, itertools.repeat(stored), _bands(stored), itertools.repeat(pipeline))
     return float(sum(part.sum(dtype="f8") for part in sums))
 
 
@@ -94,6 +104,22 @@ def zarr_whole(stored: Stored) -> float:
     return float(np.asarray(array[...]).sum(dtype="f8"))
 
 
+def cubed_blocks(stored: Stored, cores: int) -> float:
+    """cubed in threads of this process (its fastest executor): a task for each chunk, the sums written to Zarr."""
+    import cubed  # noqa: PLC0415  # an optional peer
+
+    with tempfile.TemporaryDirectory(prefix="zds-bench-cubed-") as folder:
+        spec = cubed.Spec(
+            work_dir=folder,
+            allowed_mem="2GB",
+            executor_name="threads",
+            executor_options={"max_workers": cores},
+        )
+        array = cubed.from_zarr(stored.url, spec=spec)
+        sums = cubed.map_blocks(_sum_block, array, dtype="f4", chunks=((1,) * stored.grid[0], (1,) * stored.grid[1]))
+        return float(np.asarray(sums.compute()).sum(dtype="f8"))
+
+
 @lru_cache(maxsize=8)
 def _tensorstore(url: str, driver: str) -> Any:
     store = {"driver": driver, "kvstore": {"driver": "file", "path": url}}
@@ -101,13 +127,26 @@ def _tensorstore(url: str, driver: str) -> Any:
 
 
 def tensorstore_of(stored: Stored) -> Any:
-    """Open an array with tensorstore, once in a process."""
+    """Open an array on local disk with tensorstore, once in a process."""
     return _tensorstore(stored.url, "zarr" if stored.layout == "blosc2" else "zarr3")
 
 
-def tensorstore_bands(stored: Stored, ahead: int = 4) -> float:
+@lru_cache(maxsize=8)
+def tensorstore_on_s3(url: str, endpoint: str, in_flight: int) -> Any:
+    """Open an array on S3 with tensorstore, credentials from the environment."""
+    bucket, _, path = url.removeprefix("s3://").partition("/")
+    place = {"driver": "s3", "bucket": bucket, "path": path, "endpoint": endpoint, "aws_region": "us-east-1"}
+    store = {
+        "driver": "zarr3",
+        "kvstore": {**place, "aws_credentials": {"type": "environment"}},
+        "context": {"s3_request_concurrency": {"limit": in_flight}},
+    }
+    return tensorstore.open(store, read=True, open=True).result()
+
+
+def tensorstore_bands(stored: Stored, ahead: int = 4, array: Any = None) -> float:
     """tensorstore in one process: rows of chunks as futures, some of them ahead of the sums."""
-    array = tensorstore_of(stored)
+    array = tensorstore_of(stored) if array is None else array
     height = stored.chunk[0] * stored.shard[0]
     reads = (array[start : start + height].read() for start in _bands(stored))
     return float(sum(stored.split(read.result()).sum(axis=(2, 3)).sum(dtype="f8") for read in _ahead(reads, ahead)))
@@ -138,6 +177,13 @@ def read_tensorstore(stored: Stored, number: int) -> Block:
     """Read one chunk with tensorstore; runs on a worker."""
     data: Block = tensorstore_of(stored)[_region(stored, number)].read().result()
     return data
+
+
+def tensorstore_chunks(stored: Stored, ahead: int) -> float:
+    """tensorstore in this process: whole chunks as futures, some of them ahead of the loop."""
+    array = tensorstore_of(stored)
+    reads = (array[_region(stored, number)].read() for number in range(stored.chunks))
+    return float(sum(float(read.result()[0, 0]) for read in _ahead(reads, ahead)))
 
 
 def by_hand(stored: Stored, client: Client, read: Callable[[Stored, int], Block], window: int = 16) -> float:

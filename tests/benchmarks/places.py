@@ -1,6 +1,5 @@
 """Where benchmarks run: one cluster, bare processes, an S3 server behind a slow road. Started when first asked for."""
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,20 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import s3fs
 from distributed import Client, LocalCluster
 
 from benchmarks.data import Stored
 from benchmarks.limit import BareProcesses
-from realparts.fault_proxy import Faults, run_proxy
+from benchmarks.road import Delays, SlowRoad
 from realparts.s3 import S3Server, serve_s3
 
 CORES = os.cpu_count() or 1
-_SPAWN = multiprocessing.get_context("spawn")
+#: What the slow road adds to each request.
+LATENCY_S = 0.030
+# The server keeps small objects at hand: it is not what is measured, and takes the processor from those who are.
+_QUICK_SERVER = ("-s3.cacheCapacityMB=512", "-filer.saveToFilerLimit=262144")
 
 
 @contextmanager
@@ -39,38 +39,6 @@ def run_local_cluster(*, processes: bool) -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
-
-
-class SlowRoad:
-    """A proxy before a server, in a process of its own so that it does not share the client's interpreter lock."""
-
-    def __init__(self, upstream: str, latency_s: float) -> None:
-        self._pipe, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve_road, args=(upstream, latency_s, theirs), daemon=True)
-        self._process.start()
-        #: The address to use in place of the server's.
-        self.url = str(self._pipe.recv())
-
-    def take_counts(self) -> dict[str, float]:
-        """Return what went over the road since the last time."""
-        self._pipe.send("counts")
-        counts: dict[str, float] = self._pipe.recv()
-        return counts
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.send("end")
-        self._process.join(10)
-
-
-def _serve_road(upstream: str, latency_s: float, pipe: "Connection[Any, Any]") -> None:
-    with run_proxy(upstream) as proxy:
-        proxy.set(Faults(latency_s=latency_s))
-        pipe.send(proxy.url)
-        while pipe.recv() == "counts":
-            pipe.send({"requests": len(proxy.requests), "in_flight": proxy.peak_in_flight})
-            proxy.clear()
-            proxy.set(Faults(latency_s=latency_s))
 
 
 @dataclass
@@ -114,11 +82,12 @@ class Bench:
         folder = self.folder / "s3-server"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        return self.stack.enter_context(serve_s3(folder))
+        return self.stack.enter_context(serve_s3(folder, arguments=_QUICK_SERVER))
 
-    def slow_road(self, latency_s: float) -> SlowRoad:
-        """Put a proxy before the S3 server that holds each request back for so long."""
-        road = SlowRoad(self.s3.endpoint, latency_s)
+    @cached_property
+    def road(self) -> SlowRoad:
+        """A slow road to the S3 server."""
+        road = SlowRoad(self.s3.endpoint, Delays(LATENCY_S))
         self.stack.callback(road.close)
         return road
 

@@ -1,0 +1,178 @@
+"""Plots of a benchmark's results, for light and for dark pages: shares with their targets, speed-ups over peers.
+
+What tells things apart is place, shape and words; colour only helps. The colours are of Okabe and Ito's palette, which
+people see apart whatever their eyes; all text has a contrast of at least 4.5 to what is behind it (WCAG 2, AA).
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page."""
+
+    page: str
+    text: str
+    faint: str
+    grid: str
+    good: str
+    short: str
+
+
+THEMES = {
+    "light": Theme("#ffffff", "#1f2328", "#59636e", "#d1d9e0", "#0072b2", "#b04a00"),
+    "dark": Theme("#0d1117", "#f0f6fc", "#9ea7b3", "#3d444d", "#56b4e9", "#e69f00"),
+}
+
+_LINE_IN = 0.235  # height of one line of text
+_WIDTH_IN = 9.2
+_TOP = 1.5  # shares beyond this are cut off at the edge, and say their value
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours as WCAG 2 defines it.
+
+    >>> round(contrast("#ffffff", "#000000"), 1)
+    21.0
+    """
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    channels = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def write(result: Json, folder: Path) -> None:
+    """Write every plot for every theme."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The same results make the same file; letters become outlines, so that every reader sees the same.
+    settings: Any = {"svg.hashsalt": "benchmarks", "svg.fonttype": "path", "font.size": 9.5}
+    for name, theme in THEMES.items():
+        with mpl.rc_context(settings):
+            for kind, draw in (("limit", shares), ("peers", speedups)):
+                figure = draw(result, theme)
+                figure.savefig(folder / f"{kind}-{name}.svg", metadata={"Date": None}, facecolor=theme.page)
+
+
+# -- shares -------------------------------------------------------------------------------------------
+
+
+def shares(result: Json, theme: Theme) -> Figure:
+    """Draw each share that is aimed at: the median, the spread, the target."""
+    found = [
+        (row["name"], goal)
+        for row in result["rows"]
+        for goal in row["goals"]
+        if goal["kind"] == "share" and goal["met"] is not None
+    ]
+    figure, ax = _canvas(len(found), theme)
+    names = []
+    for place, (name, goal) in enumerate(found):
+        colour = theme.good if goal["met"] else theme.short
+        low, middle, high = (min(goal[part], _TOP) for part in ("lowest", "median", "highest"))
+        ax.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
+        ax.plot(
+            [middle], [place], "o", color=colour, markersize=7, markerfacecolor=colour if goal["met"] else theme.page
+        )
+        ax.plot([goal["least"]] * 2, [place - 0.38, place + 0.38], color=theme.text, linewidth=1.6)
+        text = f"{goal['median']:.2f}" + ("" if goal["met"] else "  missed")
+        _beside(ax, text, place, theme)
+        names.append(f"{name}: {goal['aim'].removeprefix('≥ ')}")
+    ax.set_xlim(0, _TOP)
+    ax.set_yticks(range(len(found)), names)
+    ax.axvline(1, color=theme.faint, linewidth=0.8, zorder=0)
+    _label(ax, theme, "share of what it is compared with; dot: median, line: lowest to highest round, upright: target")
+    return figure
+
+
+# -- speed-ups ----------------------------------------------------------------------------------------
+
+
+def speedups(result: Json, theme: Theme) -> Figure:
+    """Draw how many times as fast as each peer the stream is, on a logarithmic scale."""
+    lines = list(_peers(result))
+    figure, ax = _canvas(len(lines), theme)
+    names = []
+    for place, (name, values) in enumerate(lines):
+        names.append(name)
+        if not values:
+            continue
+        low, middle, high = min(values), statistics.median(values), max(values)
+        colour = theme.good if middle >= 1 else theme.short
+        ax.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
+        ax.plot(
+            [middle], [place], "o", color=colour, markersize=6, markerfacecolor=colour if middle >= 1 else theme.page
+        )
+        _beside(ax, f"{middle:.1f}x" if middle < 20 else f"{middle:.0f}x", place, theme)
+    ax.set_xscale("log")
+    ax.set_yticks(range(len(lines)), names)
+    for tick, (_, values) in zip(ax.get_yticklabels(), lines, strict=True):
+        if not values:
+            tick.set_fontweight("bold")
+    ax.axvline(1, color=theme.faint, linewidth=1.2, zorder=0)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    _label(
+        ax,
+        theme,
+        "throughput of the stream over that of the peer (logarithmic); left of 1x (hollow): the peer is ahead",
+    )
+    return figure
+
+
+def _peers(result: Json) -> Iterator[tuple[str, list[float]]]:
+    """Give a headline for each row with peers, without values, then a line for each of them."""
+    for row in result["rows"]:
+        peers = [contender["name"] for contender in row["contenders"] if contender["kind"] == "peer"]
+        if not peers:
+            continue
+        stream = next(contender["name"] for contender in row["contenders"] if contender["kind"] == "stream")
+        yield row["name"], []
+        for peer in peers:
+            yield peer.partition(" (")[0], [_rate(r[stream]) / _rate(r[peer]) for r in row["rounds"]]
+
+
+def _rate(run: Json) -> float:
+    return float(run["chunks"] / run["seconds"])
+
+
+# -- what both share ----------------------------------------------------------------------------------
+
+
+def _canvas(lines: int, theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH_IN, _LINE_IN * lines + 0.75), layout="constrained", facecolor=theme.page)
+    ax = figure.subplots()
+    ax.set_facecolor(theme.page)
+    ax.set_ylim(lines - 0.4, -0.6)
+    ax.grid(axis="x", color=theme.grid, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(axis="y", length=0, labelcolor=theme.text)
+    ax.tick_params(axis="x", color=theme.grid, labelcolor=theme.faint, which="both")
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.spines["bottom"].set_color(theme.grid)
+    return figure, ax
+
+
+def _beside(ax: Axes, text: str, place: int, theme: Theme) -> None:
+    """Write a value in a column right of the plot."""
+    ax.annotate(
+        text, (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+        va="center", color=theme.text, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _label(ax: Axes, theme: Theme, text: str) -> None:
+    ax.set_xlabel(text, color=theme.faint, fontsize=8.5)
