@@ -318,15 +318,15 @@ class ChunkPlan:
         per = self.grid.chunks_per_shard
         first = tuple(a // p for a, p in zip(self.start, per, strict=True))
         last = tuple(-(-b // p) for b, p in zip(self.stop, per, strict=True))
+        # The axes in the order in which they are walked, the slowest first.
+        order = [*first_axes, *(axis for axis in range(self.grid.ndim) if axis not in first_axes)]
+        back = [order.index(axis) for axis in range(self.grid.ndim)]
         shards = self.grid.shard_grid
         walked = ChunkGrid(tuple(shards.shape[a] for a in order), tuple(shards.chunks[a] for a in order))
         for row in walked.rows([first[a] for a in order], [last[a] for a in order]):
             for shard in row:
                 place = walked.index(shard)
                 index = [place[i] for i in back]
-        # The axes in the order in which they are walked, the slowest first.
-        order = [*first_axes, *(axis for axis in range(self.grid.ndim) if axis not in first_axes)]
-        back = [order.index(axis) for axis in range(self.grid.ndim)]
                 yield (
                     tuple(max(i * p, a) for i, p, a in zip(index, per, self.start, strict=True)),
                     tuple(min((i + 1) * p, b) for i, p, b in zip(index, per, self.stop, strict=True)),
