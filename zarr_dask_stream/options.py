@@ -17,6 +17,7 @@ from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
+from zarr_dask_stream.stages.batch import BatchRule, Route
 from zarr_dask_stream.stages.combine import Fold
 from zarr_dask_stream.stages.transform import Stage, check_function
 
@@ -59,6 +60,8 @@ class Options:
     checkpoint: Checkpoint | None = None
     blocks: Blocks | None = None
     together: bool = False
+    batch: BatchRule | None = None
+    route: Route | None = None
 
     @property
     def item_nbytes(self) -> int:

@@ -1,8 +1,8 @@
 """One run of a stream: here is the only loop and the only clock.
 
 The loop asks the `Supervisor` what to do, has an `Executor` do it, and hands out what comes back. It is a
-generator that never waits itself: where it needs inputs it yields a `Wait`, and its driver, blocking or
-asynchronous, sends them in.
+generator that never waits itself: where it needs inputs it yields a `Wait`, where a sink is to be called a `Call`,
+and its driver, blocking or asynchronous, sends in what came of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,16 @@ import numpy as np
 from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
 from zarr_dask_stream.engine.checkpoint import Ledger, encode_value, fingerprint, identity
 from zarr_dask_stream.engine.events import (
+    BatchSubmitted,
     Callback,
+    Category,
     ChunkDeadLettered,
     ChunksEmitted,
     ChunksFiltered,
     ChunksSkipped,
     ClusterChanged,
     DeadLetter,
+    Failure,
     Input,
     Notice,
     RunStarted,
@@ -49,12 +53,15 @@ from zarr_dask_stream.options import Options
 from zarr_dask_stream.source.assemble import stored_blocks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.reader import stored_numbers
-from zarr_dask_stream.source.selection import Sieve
-from zarr_dask_stream.stages.combine import Fold, Partials, Ungrouped, merge_partials
+from zarr_dask_stream.source.selection import Sieve, decode_numbers
+from zarr_dask_stream.stages.answers import answers_of
+from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule, MapBatch
+from zarr_dask_stream.stages.combine import Ungrouped
+from zarr_dask_stream.stages.windows import Along, Every
 from zarr_dask_stream.watch.progress import progress_observer
 from zarr_dask_stream.watch.report import Report
 
-__all__ = ["Run", "Wait"]
+__all__ = ["Call", "Run", "Step", "Wait"]
 
 logger = logging.getLogger("zarr_dask_stream")
 
@@ -71,6 +78,17 @@ class Wait:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the loop asks its driver to do: call a sink with an item, and send back the exception or None."""
+
+    sink: Callable[[Any], Any]
+    item: Chunk | Batch
+
+
+Step = Chunk | Batch | Wait | Call
+
+
 class Run:
     """One run of a stream: its machine, its executor, its observers, its clock.
 
@@ -81,7 +99,8 @@ class Run:
     def __init__(self, options: Options, work: Work, *, deliver: bool, shared: bool = False) -> None:
         o = options
         if o.fold is not None and isinstance(o.fold.reducer, Ungrouped):
-            raise UsageError("group_by(...) needs a .reduce(...) after it")
+            what = "group_by(...)" if o.fold.window is None else "window(...)"
+            raise UsageError(f"{what} needs a .reduce(...) after it")
         self._options = o
         self._began = time.monotonic()
         self._stopped = False
@@ -90,7 +109,10 @@ class Run:
         self._consumer_s = 0.0
         self._handed_at: float | None = None
         self._said_empty_at = 0.0
-        self._partials: Partials = {}
+        self._answers = None if o.fold is None else answers_of(o.fold, o.plan, ordered=o.ordered)
+        self._windows = None if o.fold is None or o.fold.window is None else self._answers
+        rule = o.batch if o.route is None else o.batch or BatchRule(size=1)
+        self._batches = None if rule is None or not deliver else Batches(rule)
         self._ledger = _ledger_of(o) if o.checkpoint is not None else None
         self._deliver = deliver and o.fold is None
         self._shared = shared
@@ -100,7 +122,11 @@ class Run:
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report))
         self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
-        runs: Iterable[range] = o.plan.runs(by_shard=not (o.ordered and self._deliver))
+        runs: Iterable[range]
+        if o.fold is not None and isinstance(o.fold.window, Along):
+            runs = o.plan.runs_along(o.fold.window.axes)
+        else:
+            runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
         total = len(o.plan) if o.plan.where is None or o.progress else None
         if self._ledger is not None:
             self._open_ledger(self._ledger)
@@ -118,8 +144,7 @@ class Run:
             o.plan,
             Cutter(runs, together=o.together),
             Window(o.limits),
-            # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
-            Batcher(BatchLimits(target_s=_LOCAL_TASK_S if o.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S)),
+            Batcher(_batch_limits(o)),
             o.retry,
             chunk_nbytes=o.item_nbytes,
             total=total,
@@ -137,47 +162,132 @@ class Run:
 
     # -- the loop -----------------------------------------------------------------------------------
 
-    def steps(self, threads: Threads) -> Generator[Chunk | Wait, list[Input] | None, None]:
+    def steps(self, threads: Threads) -> Generator[Step, Any, None]:
         """Hand out what is ready, else ask for inputs and let the machine judge them: the only loop."""
-        machine, plan = self._machine, self._options.plan
+        machine, plan, answers = self._machine, self._options.plan, self._answers
         spec = self._options.spec
         resumed = 0 if self._ledger is None else len(self._ledger.done)
         grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
         self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
         self._do(machine.handle(threads, self._now()))
         while not self._stopped:
-            item = machine.take(hold=self._shared)
+            item = self._next()
             if item is not None:
+                if isinstance(item, Batch) and self._options.route is not None and not (yield from self._sink(item)):
+                    continue
                 self._handed_at = time.monotonic()
-                yield Chunk.planned(plan, item.number, item.value, item.missing)
+                yield self._shown(item)
                 self._count_rest()
-                if self._ledger is not None:
-                    if not self._shared:
-                        self._acknowledged.append(item.number)  # the consumer came back for more
-                    self._save_if_due(self._ledger)
+                self._acknowledge(item)  # the consumer came back for more
                 if machine.hungry:
-                    self._do(machine.handle(Tick(), self._now()))
+                    self._handle(Tick())
+            elif machine.done and answers is not None:
+                answers.end()
+                answers = None  # and look once more whether that made an answer of something
             elif machine.done:
                 break
             else:
                 inputs = (yield Wait(self._patience())) or ()
                 self._count_rest()
                 for event in inputs:
-                    self._do(machine.handle(event, self._now()))
+                    self._handle(event)
                 if self._ledger is not None:
                     self._save_if_due(self._ledger)
-        if self._options.fold is not None and not self._stopped:
-            yield from self._answers(self._options.fold)
+
+    def _handle(self, event: Input) -> None:
+        if self._windows is not None:
+            # What is folded costs memory until its window is done: then nothing is read ahead.
+            self._machine.holding = self._windows.nbytes > self._options.limits.nbytes
+        self._do(self._machine.handle(event, self._now()))
 
     def _patience(self) -> float:
-        due = self._machine.next_timer()
-        return _IDLE_S if due is None else min(max(due - self._now(), 0.0), _IDLE_S)
+        dues = [self._machine.next_timer(), None if self._windows is None else self._windows.deadline]
+        if self._batches is not None and self._batches.deadline is not None:
+            dues.append(self._batches.deadline + self._consumer_s)
+        seconds = [max(due - self._now(), 0.0) for due in dues if due is not None]
+        return min([*seconds, _IDLE_S])
 
-    def _answers(self, fold: Fold) -> Iterator[Chunk]:
-        if fold.key is None and not self._partials:
-            self._partials[()] = fold.reducer.create()
-        for key, partial in self._partials.items():
-            yield Chunk(key, (), fold.reducer.finish(partial))
+    # -- what is handed out ---------------------------------------------------------------------------
+
+    def _next(self) -> Chunk | Batch | None:
+        """Return what can be handed out now, or None."""
+        if self._answers is not None:
+            if self._windows is not None:
+                self._windows.passed(self._machine.frontier)
+            return self._answers.take(self._now())
+        if self._batches is not None:
+            return self._next_batch(self._batches)
+        item = self._machine.take(hold=self._shared)
+        return None if item is None else Chunk.planned(self._options.plan, item.number, item.value, item.missing)
+
+    def _next_batch(self, batches: Batches) -> Batch | None:
+        """Gather items until a batch closes; None where there are no more for now."""
+        machine = self._machine
+        while True:
+            # An item waits for its batch only while the consumer waits too.
+            batch = batches.take(self._now() - self._consumer_s)
+            if batch is not None:
+                if self._options.route is None:
+                    machine.hand_out(_numbers(batch))
+                return batch
+            item = machine.take(hold=True)
+            if item is None:
+                if not len(batches) or not machine.done_but_for(len(batches)):
+                    return None
+                batches.end()
+                continue
+            machine.stow(1)
+            self._gather(batches, Chunk.planned(self._options.plan, item.number, item.value, item.missing))
+            if machine.hungry:
+                self._handle(Tick())
+
+    def _gather(self, batches: Batches, chunk: Chunk) -> None:
+        key, route = None, self._options.route
+        if route is not None:
+            try:
+                key = route.place(chunk)
+            except Exception as error:  # noqa: BLE001  # of the user's function, or its key: this chunk's own
+                self._refuse([chunk], error, "it has no sink")
+                return
+        batches.add(chunk, self._now() - self._consumer_s, key)
+
+    def _shown(self, item: Chunk | Batch) -> Chunk | Batch:
+        return item[0] if isinstance(item, Batch) and self._options.batch is None else item
+
+    def _sink(self, batch: Batch) -> Generator[Call, Any, bool]:
+        """Have the sink of a batch called; return whether it took it."""
+        assert self._options.route is not None
+        self._handed_at = time.monotonic()
+        error = yield Call(self._options.route.sinks[batch.key], self._shown(batch))
+        self._count_rest()
+        if error is not None:
+            self._refuse(batch, error, f"the sink {batch.key!r} raised")
+            return False
+        self._machine.hand_out(_numbers(batch))
+        if self._ledger is not None:
+            self._acknowledged.extend(_numbers(batch))
+        return True
+
+    def _refuse(self, chunks: Iterable[Chunk], error: BaseException, why: str) -> None:
+        told = traceback.TracebackException.from_exception(error)
+        kind, lines = type(error).__name__, "".join(list(told.format())[-12:])
+        failures = [
+            Failure(number, Category.FUNCTION, kind, str(told) or kind, error=error, traceback=lines)
+            for number in _numbers(chunks)
+        ]
+        self._do(self._machine.refuse(failures, why, self._now()))
+
+    def _acknowledge(self, item: Chunk | Batch) -> None:
+        """Take what the consumer has come back after as done."""
+        if self._answers is not None:
+            over = self._answers.acknowledge(self._now())
+            if self._ledger is not None:
+                self._ledger.acknowledge(over)
+            self._machine.holding = self._answers.nbytes > self._options.limits.nbytes
+        if self._ledger is not None:
+            if self._deliver and not self._shared and self._options.route is None:
+                self._acknowledged.extend(_numbers([item] if isinstance(item, Chunk) else item))
+            self._save_if_due(self._ledger)
 
     # -- what a shared run is told by its driver ------------------------------------------------------
 
@@ -244,8 +354,8 @@ class Run:
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
             elif isinstance(instruction, FoldIn):
-                assert self._options.fold is not None
-                merge_partials(self._options.fold.reducer, self._partials, instruction.partial)
+                assert self._answers is not None
+                self._answers.merge(instruction.partial)
             elif isinstance(instruction, Restart):
                 self.executor.restart(instruction.worker)
             elif isinstance(instruction, Abort):
@@ -278,12 +388,18 @@ class Run:
         if self._options.fold is not None:
             encode_value(self._options.fold.reducer.create())  # refuse before the work, not after it
         ledger.open(self._now(), time.time())
-        self._partials = ledger.partials
+        if self._answers is not None:
+            self._answers.load(ledger.partials)
 
     def _close_ledger(self) -> None:
         if self._ledger is not None:
             self._ledger.acknowledge(self._acknowledged)
+            self._keep_partials(self._ledger)
             self._ledger.close(self._now(), time.time())
+
+    def _keep_partials(self, ledger: Ledger) -> None:
+        if self._answers is not None:
+            ledger.partials = self._answers.dump()
 
     def _note(self, notice: Notice) -> None:
         """Mark as done what needs no consumer: the rest is marked when the consumer comes back."""
@@ -301,11 +417,14 @@ class Run:
             ledger.acknowledge(self._acknowledged)
             self._acknowledged = []
         if due:
+            self._keep_partials(ledger)
             ledger.save(now, time.time())
 
     def _tell(self, notice: Notice) -> None:
         if self._ledger is not None:
             self._note(notice)
+        if self._windows is not None:
+            self._count(notice)
         if isinstance(notice, ClusterChanged):
             self._say_if_empty(notice)
         for observer in list(self._observers):
@@ -314,6 +433,22 @@ class Run:
             except Exception:
                 logger.exception("the observer %r failed and hears no more of this run", observer)
                 self._observers.remove(observer)
+
+    def _count(self, notice: Notice) -> None:
+        """Tell the windows what has become of their chunks."""
+        windows = self._windows
+        assert windows is not None
+        if isinstance(notice, BatchSubmitted):
+            if notice.batch.fresh:
+                windows.sent(list(decode_numbers(notice.batch.ranges)))
+        elif isinstance(notice, ChunksEmitted):
+            windows.settled(notice.numbers, "folded")
+        elif isinstance(notice, ChunksFiltered):
+            windows.settled(notice.numbers, "filtered")
+        elif isinstance(notice, ChunksSkipped):
+            windows.settled(list(decode_numbers(notice.numbers)), "skipped")
+        elif isinstance(notice, ChunkDeadLettered):
+            windows.settled([notice.number], "dead")
 
     def _say_if_empty(self, notice: ClusterChanged) -> None:
         """Say that there is no worker: after a few seconds, then ever more rarely."""
@@ -365,6 +500,24 @@ class Run:
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
         self._close_ledger()
+
+
+def _numbers(chunks: Iterable[Chunk]) -> list[int]:
+    return [chunk.number for chunk in chunks if chunk.number is not None]
+
+
+def _batch_limits(options: Options) -> BatchLimits:
+    # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
+    target_s = _LOCAL_TASK_S if options.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S
+    limits = BatchLimits(target_s=target_s)
+    sizes = [stage.rule.size for stage in options.stages if isinstance(stage, MapBatch)]
+    window = None if options.fold is None else options.fold.window
+    most = window.chunks if isinstance(window, Every) else None
+    return BatchLimits(
+        target_s=target_s,
+        unit=max((size for size in sizes if size is not None), default=1),
+        chunks=limits.chunks if most is None else min(limits.chunks, most),
+    )
 
 
 def _stored_only(options: Options, runs: Iterable[range]) -> Iterable[range]:

@@ -5,21 +5,22 @@ Each iteration is a new `Run`, driven here from a blocking executor or from an e
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
+import inspect
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import index
 from types import TracebackType
-from typing import Any, Self, SupportsIndex
+from typing import Any, Generic, Self, SupportsIndex, cast
+
+from typing_extensions import TypeVar
 
 from zarr_dask_stream.demand import Consumer, How, Producer, Share, feed, feed_async, share
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.cluster import check_client, memory_budget
-from zarr_dask_stream.engine.events import (
-    Input,
-)
 from zarr_dask_stream.engine.payload import delayed_chunks
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.task import Work
@@ -36,18 +37,23 @@ from zarr_dask_stream.options import (
     check_kind,
     check_timeout,
 )
-from zarr_dask_stream.run import Run, Wait
+from zarr_dask_stream.run import Call, Run, Wait
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.halo import parse_halo
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
+from zarr_dask_stream.stages.answers import WindowResult
+from zarr_dask_stream.stages.batch import Batch, BatchRule, MapBatch, Route
 from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
 from zarr_dask_stream.stages.transform import Filter, Map, check_function
+from zarr_dask_stream.stages.windows import InWindow, parse_along, parse_every
 from zarr_dask_stream.watch.report import Report
 
 __all__ = ["ChunkStream", "stream_chunks"]
+
+T_co = TypeVar("T_co", covariant=True, default=Chunk)
 
 
 def stream_chunks(
@@ -204,11 +210,12 @@ def _open(array: Any, path: str, storage_options: Mapping[str, Any] | None) -> A
         raise StoreError(f"the store can't be read: {error}") from error
 
 
-class ChunkStream:
+class ChunkStream(Generic[T_co]):
     """The chunks of an array as a lazy stream; made by `stream_chunks`.
 
-    Stages return new streams, iterating starts a run. ``len(stream)`` is the number of planned
-    chunks. Leaving a loop early, an exception in it and `close` cancel what is in flight.
+    Stages return new streams, iterating starts a run. It yields `Chunk`, after ``.batch`` `Batch`, after
+    ``.window`` and ``.reduce`` `WindowResult`. ``len(stream)`` is the number of planned chunks. Leaving a
+    loop early, an exception in it and `close` cancel what is in flight.
 
     Examples
     --------
@@ -253,7 +260,8 @@ class ChunkStream:
             words.append(f"{o.plan.box_size:,} of them planned" if o.plan.where is None else "a selection")
         words += [type(stage).__name__.lower() for stage in o.stages]
         if o.fold is not None:
-            words.append("reduce")
+            words += ["reduce"] if o.fold.window is None else ["window", "reduce"]
+        words += [name for name, there in (("batch", o.batch), ("route", o.route)) if there is not None]
         return f"ChunkStream({o.spec.dtype}[{shape}] in {len(o.plan.grid):,} chunks of [{chunks}], {', '.join(words)})"
 
     # -- other items than stored chunks ---------------------------------------------------------------
@@ -352,6 +360,9 @@ class ChunkStream:
     def _with(self, **changes: Any) -> ChunkStream:
         if self._options.fold is not None:
             raise UsageError("a reduced stream has no chunks any more: put other stages before .reduce(...)")
+        if self._options.batch is not None or self._options.route is not None:
+            last = "route" if self._options.route is not None else "batch"
+            raise UsageError(f".{last}(...) hands items out, as the last stage: put other stages before it")
         return ChunkStream(dataclasses.replace(self._options, **changes))
 
     def map(self, fn: Callable[[Chunk], Any]) -> ChunkStream:
@@ -372,6 +383,59 @@ class ChunkStream:
             raise UsageError("put .filter(...) before .take(...): after it, fewer items than asked for would come")
         return self._with(stages=(*self._options.stages, Filter(pred)))
 
+    def map_batch(
+        self,
+        fn: Callable[[Batch], Any],
+        *,
+        size: int | None = None,
+        bytes: int | str | None = None,  # noqa: A002  # the word for it in a call
+    ) -> ChunkStream:
+        """Call ``fn(batch)`` on the workers for several chunks at once; each keeps its place and gets its own value.
+
+        For functions that are better at many than at one: a vectorised model, a database.
+
+        Parameters
+        ----------
+        fn : callable
+            Given a `Batch`, a sequence of chunks; returns a list (or an array) of as many values, in their
+            order. ``batch.trigger`` says why the batch is no larger: "size", "bytes", "end" where the task has no
+            more chunks, "error" for a part of a batch for which the function failed.
+        size : int
+            Chunks. Tasks are cut into whole batches, as far as ``concurrency`` and ``max_bytes`` of the stream
+            let so many chunks be in flight.
+        bytes : int or str
+            Bytes of their data.
+
+        Returns
+        -------
+        ChunkStream
+            With one item for each chunk, as after `map`.
+
+        Notes
+        -----
+        Where a call raises, its batch is halved until the chunk to blame is alone, so that the others get their
+        values: the function is called again with chunks that it has seen. The ``timeout`` of the stream is for
+        one call.
+
+        Raises
+        ------
+        UsageError
+            If a bound makes no sense, there is none, or the function can't be called with one argument.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> def model(batch):
+        ...     return np.stack([chunk.data for chunk in batch]).sum(axis=1)
+        >>> [int(chunk.data) for chunk in stream_chunks(array).map_batch(model, size=16)]
+        [1, 5, 9]
+        """
+        check_function(fn, "map_batch", "a batch of chunks")
+        rule = BatchRule(size=size, nbytes=None if bytes is None else _nbytes(bytes))
+        return self._with(stages=(*self._options.stages, MapBatch(fn, rule)))
+
     def take(self, n: int) -> ChunkStream:
         """Hand out `n` items and end; where nothing is filtered, exactly `n` chunks are read."""
         if isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 0:  # type: ignore[redundant-expr]  # a bool is an int
@@ -379,7 +443,7 @@ class ChunkStream:
         limit = self._options.limit
         return self._with(limit=n if limit is None else min(limit, n))
 
-    def reduce(self, reducer: Reducer | Mapping[str, Reducer] | Iterable[Reducer]) -> ChunkStream:
+    def reduce(self, reducer: Reducer | Mapping[str, Reducer] | Iterable[Reducer]) -> ChunkStream[T_co]:
         """Fold the chunks into one answer, on the workers; only partials travel.
 
         Parameters
@@ -391,33 +455,227 @@ class ChunkStream:
         -------
         ChunkStream
             With one item for each key (``()`` without `group_by`): ``.index`` is the key and
-            ``.data`` the answer. `compute` is the short way to it.
+            ``.data`` the answer. `compute` is the short way to it. After `window`, one for each window.
         """
+        if self._options.batch is not None or self._options.route is not None:
+            raise UsageError("batches and sinks take items, and a reduction folds them: choose one of them")
         key = self._options.fold.key if self._options.fold is not None else None
+        window = self._options.fold.window if self._options.fold is not None else None
         if self._options.fold is not None and not isinstance(self._options.fold.reducer, Ungrouped):
             raise UsageError("the stream is reduced already")
         if self._options.limit is not None:
             raise UsageError("take(...) hands out items, and a reduction folds them: use region= or where= instead")
         reducer, spec = as_reducer(reducer), self._options.spec
-        if not any(isinstance(stage, Map) for stage in self._options.stages):
+        if not any(isinstance(stage, (Map, MapBatch)) for stage in self._options.stages):
             check_data(reducer, spec.dtype, len(spec.shape))
-        return ChunkStream(dataclasses.replace(self._options, fold=Fold(reducer, key)))
+        return ChunkStream(dataclasses.replace(self._options, fold=Fold(reducer, key, window)))
 
-    def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream:
+    def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream[T_co]:
         """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``."""
         check_function(key, "group_by", "the grid index")
-        return self._with(fold=Fold(Ungrouped(), key))
+        fold = self._options.fold
+        if fold is not None and isinstance(fold.reducer, Ungrouped) and fold.key is None:
+            return ChunkStream(dataclasses.replace(self._options, fold=dataclasses.replace(fold, key=key)))
+        return cast("ChunkStream[T_co]", self._with(fold=Fold(Ungrouped(), key)))
+
+    def window(
+        self,
+        *,
+        along: int | str | Sequence[int | str] | None = None,
+        size: int | Sequence[int] | None = None,
+        step: int | Sequence[int] | None = None,
+        every: int | None = None,
+        seconds: float | None = None,
+        reset: bool = False,
+    ) -> ChunkStream[WindowResult]:
+        """Reduce window by window, each answer as soon as it is there; to be followed by ``.reduce(...)``.
+
+        Either windows along axes of the array, or triggers: answers to what was folded so far.
+
+        Parameters
+        ----------
+        along : int, str, or sequence of these
+            Axes, by number or dimension name. Chunks are read in the order of the windows; along the other
+            axes a window is as long as the stream's region.
+        size, step : int or sequence of int
+            Elements along each of these axes, counted from the beginning of the region; `step` is `size` unless
+            given. Windows overlap where it is smaller, and what lies between them is not read where it is
+            larger. The last one is shorter where the axis ends first.
+        every : int
+            An answer after so many more chunks, at the end of the task that brings them.
+        seconds : float
+            An answer after so many seconds, if something was folded meanwhile.
+        reset : bool
+            With `every` or `seconds`: begin anew after each answer.
+
+        Returns
+        -------
+        ChunkStream
+            Of `WindowResult`: ``.index`` is the number of the window (one for each axis where `along` is a
+            sequence; ``(key, number)`` with `group_by`), ``.region`` its box, ``.data`` the answer. A window is
+            complete when all its chunks are folded, filtered, not stored or given up; ``.folded``,
+            ``.filtered``, ``.skipped`` and ``.dead`` say how many. In grid order, or as they are complete with
+            ``ordered=False``.
+
+        Notes
+        -----
+        Chunks that lie in several windows are read and folded once. Partial results are held for windows that
+        are not complete, and no longer; where they take more than ``max_bytes``, less is read ahead. A chunk
+        through which a window ends is cut, so maps before it have to keep its shape; where windows end with
+        chunks, they may return anything. With a ``checkpoint``, a window is done when the consumer asks for the
+        next one.
+
+        Raises
+        ------
+        UsageError
+            If an axis does not exist, a window is longer than the region, or windows and triggers are mixed.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> from zarr_dask_stream import reducers
+        >>> array = zarr.create_array({}, shape=(6, 4), chunks=(1, 2), dtype="i4")
+        >>> array[:] = np.arange(24).reshape(6, 4)
+        >>> means = stream_chunks(array).window(along=0, size=4, step=2).reduce(reducers.mean())
+        >>> [(result.index, result.region[0], float(result.data), result.folded) for result in means]
+        [(0, slice(0, 4, None), 7.5, 8), (1, slice(2, 6, None), 15.5, 8)]
+        >>> columns = stream_chunks(array).window(along=(1,), size=2).reduce(reducers.max(axis=0))
+        >>> columns.compute()
+        {(0,): array([20, 21], dtype=int32), (1,): array([22, 23], dtype=int32)}
+        """
+        o = self._options
+        key = None
+        if o.fold is not None:
+            if not isinstance(o.fold.reducer, Ungrouped) or o.fold.window is not None:
+                raise UsageError("put one .window(...) before .reduce(...)")
+            key = o.fold.key
+        elif o.batch is not None or o.route is not None:
+            raise UsageError("batches and sinks take items, and a reduction folds them: choose one of them")
+        if along is None:
+            if size is not None or step is not None or (every is None and seconds is None):
+                raise UsageError("a window needs along= and size=, or every= chunks, or seconds=")
+            every_ = parse_every(every, seconds, reset)
+            return ChunkStream(dataclasses.replace(o, fold=Fold(Ungrouped(), key, every_)))
+        if every is not None or seconds is not None or reset:
+            raise UsageError("a window lies along axes, or is a trigger (every=, seconds=, reset=): choose one")
+        if o.together:
+            raise UsageError("slices are windows of their own: use stream_chunks(...).window(along=...)")
+        names = None if o.blocks is not None and o.blocks.named else o.spec.dimension_names
+        windows = parse_along(o.plan, names, along, size, step)
+        plan = dataclasses.replace(o.plan, where=InWindow(windows, o.plan.where)) if windows.gaps else o.plan
+        return ChunkStream(dataclasses.replace(o, plan=plan, fold=Fold(Ungrouped(), key, windows)))
+
+    # -- items together -------------------------------------------------------------------------------
+
+    def batch(
+        self,
+        size: int | None = None,
+        *,
+        bytes: int | str | None = None,  # noqa: A002  # the word for it in a call
+        seconds: float | None = None,
+    ) -> ChunkStream[Batch]:
+        """Hand items out in batches; the last stage, or the last before `route`.
+
+        Parameters
+        ----------
+        size : int
+            Items; a batch closes when it has so many.
+        bytes : int or str
+            Bytes of their data; closes before an item that would be too much. At most, and by default, the
+            stream's ``max_bytes``: beside what is in flight, one open batch is in memory.
+        seconds : float
+            Closes so long after its first item, however few there are, while the consumer waits. In the
+            sequential stream, when the task at hand is over.
+
+        Returns
+        -------
+        ChunkStream
+            Of `Batch`, a sequence of items; ``batch.trigger`` says why it closed: "size", "bytes", "seconds" or
+            "end". With a ``checkpoint``, its chunks are done when the consumer asks for the next batch.
+
+        Raises
+        ------
+        UsageError
+            If there is no bound, one makes no sense, or the stream is reduced.
+
+        Examples
+        --------
+        >>> import zarr
+        >>> array = zarr.create_array({}, shape=(10,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> for batch in stream_chunks(array).batch(size=3, seconds=60):
+        ...     print(batch, [chunk.index for chunk in batch])
+        Batch(3 items, closed by size) [(0,), (1,), (2,)]
+        Batch(2 items, closed by end) [(3,), (4,)]
+        """
+        if size is None and bytes is None and seconds is None:
+            raise UsageError("a batch needs a bound: size=, bytes= or seconds=")
+        most = self._options.limits.nbytes
+        rule = BatchRule(size=size, nbytes=most if bytes is None else min(_nbytes(bytes), most), seconds=seconds)
+        if self._options.fold is not None:
+            raise UsageError("a reduced stream hands out its answers one by one: batch the items before, or no more")
+        return cast("ChunkStream[Batch]", self._with(batch=rule))
+
+    def route(self, key: Callable[[Chunk], Any], sinks: Mapping[Any, Callable[[Any], Any]]) -> ChunkStream[T_co]:
+        """Send each item to one of several sinks, called on the client.
+
+        Parameters
+        ----------
+        key : callable
+            ``key(chunk)`` names the sink of an item, by its place or its data.
+        sinks : mapping
+            Functions by key. After `batch` each is called with a `Batch` of its own items, else with one
+            `Chunk` after the other. A sink has its items once it returns; coroutine functions are awaited where
+            the stream is iterated with ``async for``, and other functions run in a thread there.
+
+        Returns
+        -------
+        ChunkStream
+            To be drained with `run`; iterating it yields what the sinks have taken.
+
+        Notes
+        -----
+        An exception of a sink is for the items it was called with: they become dead letters, as ``on_error``
+        says, and the other sinks go on. So does an item for whose key there is no sink. With a ``checkpoint``,
+        items are done when their sink has returned.
+
+        Raises
+        ------
+        UsageError
+            If there are no sinks, one can't be called with one argument, or the stream is reduced.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> array = zarr.create_array({}, shape=(8,), chunks=(2,), dtype="i4")
+        >>> array[:] = [1, 2, 0, 0, 5, 6, 0, 0]
+        >>> wet, dry = [], []
+        >>> stream = stream_chunks(array).batch(size=2)
+        >>> stream = stream.route(lambda chunk: bool(chunk.data.any()), {True: wet.append, False: dry.append})
+        >>> report = stream.run()
+        >>> [[chunk.index for chunk in batch] for batch in (*wet, *dry)], report.emitted
+        ([[(0,), (2,)], [(1,), (3,)]], 4)
+        """
+        check_function(key, "route", "the chunk")
+        if not isinstance(sinks, Mapping) or not sinks:  # type: ignore[redundant-expr]  # callers need not be typed
+            raise UsageError(f"route needs sinks, functions by key, {{name: function}}, got {sinks!r}")
+        for name, sink in sinks.items():
+            check_function(sink, f"the sink {name!r}", "a batch or a chunk")
+        o = self._options
+        if o.fold is not None or o.route is not None:
+            what = "a reduced stream hands out answers" if o.fold is not None else "the items have their sinks"
+            raise UsageError(f"{what}: put one .route(...) at the end of a stream of chunks")
+        return ChunkStream(dataclasses.replace(o, route=Route(key, dict(sinks))))
 
     # -- ways to run it -----------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[T_co]:
         yield from self._drive(self._new_run(deliver=True))
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
+    async def __aiter__(self) -> AsyncIterator[T_co]:
         run = self._new_run(deliver=True)
         try:
             steps = run.steps(await run.executor.start_async())
-            reply: list[Input] | None = None
+            reply: Any = None
             while True:
                 try:
                     step = steps.send(reply)
@@ -425,9 +683,11 @@ class ChunkStream:
                     break
                 if isinstance(step, Wait):
                     reply = await run.executor.wait_async(step.seconds)
+                elif isinstance(step, Call):
+                    reply = await _call_async(step)
                 else:
                     reply = None
-                    yield step
+                    yield cast("T_co", step)
         except BaseException as error:
             run.failed(error)
             raise
@@ -438,17 +698,21 @@ class ChunkStream:
                 await run.executor.close_async()
 
     def run(self) -> Report:
-        """Drain the stream for its effects and return the report; results stay on the workers."""
-        for _ in self._drive(self._new_run(deliver=False)):
+        """Drain the stream for its effects and return the report.
+
+        Results stay on the workers, unless `route` sends them to sinks.
+        """
+        for _ in self._drive(self._new_run(deliver=self._options.route is not None)):
             pass
         return self._report
 
     def compute(self) -> Any:
-        """Run a reduced stream and return its answer, or a dict of answers by key after `group_by`."""
-        if self._options.fold is None:
+        """Run a reduced stream and return its answer, or a dict of answers by key or window."""
+        fold = self._options.fold
+        if fold is None:
             raise UsageError("compute() goes with .reduce(...); iterate the stream, or .run() it for its effects")
-        answers = {item.index: item.data for item in self}
-        return answers[()] if self._options.fold.key is None else answers
+        answers = {item.index: item.data for item in cast("ChunkStream", self)}
+        return answers[()] if fold.key is None and fold.window is None else answers
 
     def to_delayed(self) -> Iterator[Any]:
         """Yield one ``dask.delayed`` for each planned chunk, for graphs of your own.
@@ -459,6 +723,8 @@ class ChunkStream:
         o = self._options
         if o.fold is not None or any(isinstance(stage, Filter) for stage in o.stages):
             raise UsageError("to_delayed() makes one task for each chunk: filter and reduce have no place there")
+        if o.batch is not None or o.route is not None:
+            raise UsageError("to_delayed() makes one task for each chunk: batch and route have no place there")
         plan = self._options.plan
         tasks = delayed_chunks(self._work(), plan)
         return iter(tasks) if o.limit is None else (task for task, _ in zip(tasks, range(o.limit), strict=False))
@@ -566,6 +832,8 @@ class ChunkStream:
                 f"a reduced stream has no chunks any more, and reads them all before its first answer: put "
                 f".{what}(...) on the stream before .reduce(...), or compute() it"
             )
+        if self._options.batch is not None or self._options.route is not None:
+            raise UsageError(f"{what} hands out items one by one: leave .batch(...) and .route(...) out")
         return functools.partial(self._new_run, deliver=True, shared=True)
 
     @property
@@ -617,11 +885,12 @@ class ChunkStream:
         self._runs.add(run)
         return run
 
-    def _drive(self, run: Run) -> Generator[Chunk, None, None]:
+    def _drive(self, run: Run) -> Generator[Any, None, None]:
         """Feed the loop from a blocking executor."""
         try:
+            self._check_sinks()
             steps = run.steps(run.executor.start())
-            reply: list[Input] | None = None
+            reply: Any = None
             while True:
                 try:
                     step = steps.send(reply)
@@ -629,6 +898,8 @@ class ChunkStream:
                     break
                 if isinstance(step, Wait):
                     reply = run.executor.wait(step.seconds)
+                elif isinstance(step, Call):
+                    reply = _call(step)
                 else:
                     reply = None
                     yield step
@@ -640,6 +911,12 @@ class ChunkStream:
                 run.end()
             finally:
                 run.executor.close()
+
+    def _check_sinks(self) -> None:
+        route = self._options.route
+        for name, sink in () if route is None else route.sinks.items():
+            if inspect.iscoroutinefunction(sink):
+                raise UsageError(f"the sink {name!r} is a coroutine function: iterate the stream with async for")
 
     def _work(self, *, discard: bool = False) -> Work:
         o = self._options
@@ -656,3 +933,33 @@ class ChunkStream:
             discard=discard,
             blocks=o.blocks,
         )
+
+
+def _nbytes(amount: Any) -> int:
+    try:
+        return memory_budget(amount)
+    except UsageError as error:
+        raise UsageError(str(error).replace("max_bytes", "bytes", 1)) from None
+
+
+def _call(call: Call) -> BaseException | None:
+    """Call a sink; return what it raised."""
+    try:
+        call.sink(call.item)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is the outcome of these items
+        return error
+    return None
+
+
+async def _call_async(call: Call) -> BaseException | None:
+    """Call a sink where the event loop goes on meanwhile; return what it raised."""
+    try:
+        if inspect.iscoroutinefunction(call.sink):
+            await call.sink(call.item)
+        else:
+            answer = await asyncio.to_thread(call.sink, call.item)
+            if inspect.isawaitable(answer):
+                await answer
+    except Exception as error:  # noqa: BLE001  # as above
+        return error
+    return None

@@ -200,6 +200,16 @@ class Supervisor:
         left = self._running or self._waiting or len(self._outbox) or self._held
         return not left and self._cutter.exhausted
 
+    def done_but_for(self, gathered: int) -> bool:
+        """Whether all that is left are so many items that were taken with `hold`."""
+        if self._limit is not None and self.counts.emitted + gathered >= self._limit:
+            return True
+        if self._held > gathered or self._running:
+            return False
+        if self.draining:
+            return not self._outbox.ready
+        return not (self._waiting or len(self._outbox)) and self._cutter.exhausted
+
     @property
     def hungry(self) -> bool:
         """Whether the consumer has made enough room for another batch, and wants more."""

@@ -31,8 +31,9 @@ from zarr_dask_stream.source.grid import Region
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.reader import ChunkRead, read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, decode_numbers
+from zarr_dask_stream.stages.batch import is_ctrl_c, nbytes_of
 from zarr_dask_stream.stages.combine import Fold, Partials, merge_partials
-from zarr_dask_stream.stages.transform import Stage, compile_stages
+from zarr_dask_stream.stages.transform import Filter, Map, Outcome, Pipeline, Stage, compile_stages
 
 __all__ = ["Work", "run_batch", "run_guarded", "zombies"]
 
@@ -91,8 +92,12 @@ class _Run:
         self.marked = self.began = time.perf_counter()
         self.took: list[float] = []
         self.current: int | None = None
+        self.calling: tuple[int | None, ...] = ()  # chunks that a function of many has been given
         self.abandoned = False
         self._plan = work.plan()
+        single = [stage for stage in work.stages if isinstance(stage, (Map, Filter))]
+        self._apply = compile_stages(single)
+        self._pipeline = Pipeline(work.stages, self._mark_call) if len(single) < len(work.stages) else None
 
     # -- the walk -----------------------------------------------------------------------------------
 
@@ -117,8 +122,6 @@ class _Run:
                 self._fail(number, error)
 
     def _walk(self) -> None:
-        work = self.work
-        apply = compile_stages(work.stages)
         reads = self._reads()
         settle = self._settle
         stats = self.result.stats
@@ -134,7 +137,7 @@ class _Run:
                 self.current = read.number
                 # Reading and stages have a timeout each.
                 self.marked = begin = time.perf_counter()
-                settle(read, apply)
+                settle(read)
                 self.marked = end = time.perf_counter()
                 self.current = None
                 stats.compute_s += end - begin
@@ -142,6 +145,8 @@ class _Run:
                     break
                 if end > check_at:
                     check_at = end + 0.1
+            else:
+                self._flush()
         finally:
             close = getattr(reads, "close", None)
             if close is not None:
@@ -165,7 +170,23 @@ class _Run:
     def _mark(self) -> None:
         self.marked = time.perf_counter()
 
-    def _settle(self, read: ChunkRead, apply: Callable[[Chunk], Chunk | None]) -> None:
+    def _mark_call(self, chunks: Sequence[Chunk]) -> None:
+        """Note that a function of many is called, with a timeout of its own, or has returned."""
+        self.calling = tuple(chunk.number for chunk in chunks)
+        self.marked = time.perf_counter()
+
+    def _flush(self) -> None:
+        """Put chunks that wait for others through the rest of the stages: no others come."""
+        if self._pipeline is None:
+            return
+        begin = time.perf_counter()
+        for outcome in self._pipeline.flush():
+            if self.abandoned:
+                return
+            self._conclude(outcome)
+        self.result.stats.compute_s += time.perf_counter() - begin
+
+    def _settle(self, read: ChunkRead) -> None:
         """Decide what becomes of one chunk that was read."""
         if self.abandoned:
             return
@@ -181,19 +202,32 @@ class _Run:
             self.result.stats.bytes_decoded += data.nbytes
         elif data is not None:  # several arrays by name
             self.result.stats.bytes_decoded += sum(array.nbytes for array in data.values())
-        chunk: Chunk | None = Chunk.planned(self._plan, number, data, read.missing)
+        source = Chunk.planned(self._plan, number, data, read.missing)
+        if self._pipeline is not None:
+            for outcome in self._pipeline.push(source):
+                self._conclude(outcome)
+            return
+        chunk: Chunk | None = source
         try:
             if work.stages:
-                assert chunk is not None
-                chunk = apply(chunk)
+                chunk = self._apply(source)
         except BaseException as error:
-            if _is_ctrl_c(error):
+            if is_ctrl_c(error):
                 raise
             self._fail(number, error, in_function=True)
             return
         if chunk is not None and work.fold is not None and not self._fold(work.fold, number, chunk):
             return
         self._commit(number, chunk, missing=read.missing)
+
+    def _conclude(self, outcome: Outcome) -> None:
+        """Take what came out of the stages, for a chunk that may have been read some time ago."""
+        number, chunk, fold = outcome.number, outcome.chunk, self.work.fold
+        assert number is not None
+        if outcome.error is not None:
+            self._fail(number, outcome.error, in_function=True)
+        elif chunk is None or fold is None or self._fold(fold, number, chunk):
+            self._commit(number, chunk, missing=chunk is not None and chunk.missing)
 
     def _settle_missing(self, number: int) -> None:
         work = self.work
@@ -224,7 +258,7 @@ class _Run:
             else:
                 fold.add(self.partials, chunk)
         except BaseException as error:
-            if _is_ctrl_c(error):
+            if is_ctrl_c(error):
                 raise
             with self.lock:
                 if not (untouched or self.abandoned):
@@ -288,7 +322,7 @@ class _Run:
         if hung:
             with self.lock:
                 self.abandoned = True
-                if self.work.fold is not None and self.current is not None:
+                if self.work.fold is not None and (self.current is not None or self.calling):
                     self._forget_partials()  # the thread may hang in the middle of a fold
         result.stats.latency = latency_histogram(self.took)
         result.stats.worker = self.worker
@@ -302,10 +336,14 @@ class _Run:
         rest = self._open_numbers()
         if hung:
             result.stats.wall_s = max(self.marked - self.began, 0.0)  # what it did before it hung
-        if hung and rest:
-            guilty = self.current if self.current in rest else rest[0]
+        if hung and len(self.calling) > 1:
+            # Any of them may be to blame: alone, each is judged for itself.
+            result.apart = [number for number in rest if number in self.calling]
+            rest = [number for number in rest if number not in self.calling]
+        elif hung and rest:
+            guilty = next((one for one in (*self.calling, self.current) if one in rest), rest[0])
             rest.remove(guilty)
-            what = "a stage function" if self.current is not None else "reading it"
+            what = "reading it" if self.current is None and not self.calling else "a stage function"
             error = TimeoutError(f"{what} took longer than the timeout of {self.work.timeout} s")
             result.failures.append(self._failure(guilty, error))
         result.unattempted = rest
@@ -413,11 +451,6 @@ def zombies() -> int:
     return len(_zombies)
 
 
-def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether a person stops this program; elsewhere than in the main thread a function has raised it itself."""
-    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-
-
 def _here() -> str:
     return f"{socket.gethostname()}:{threading.get_native_id()}"
 
@@ -455,7 +488,7 @@ def _pack(values: list[Any]) -> tuple[Any, int]:
     if _are_scalars(values):
         packed = np.array(values, dtype=values[0].dtype)
         return packed, packed.nbytes
-    return values, sum(_nbytes(value) for value in _some(values)) * len(values) // min(len(values), 16)
+    return values, sum(nbytes_of(value) for value in _some(values)) * len(values) // min(len(values), 16)
 
 
 def _are_scalars(values: list[Any]) -> bool:
@@ -469,16 +502,3 @@ def _are_scalars(values: list[Any]) -> bool:
 
 def _some(values: list[Any]) -> Iterator[Any]:
     yield from values[:16]
-
-
-def _nbytes(value: Any, depth: int = 2) -> int:
-    """Guess the size of a result: only to choose how many travel together."""
-    nbytes = getattr(value, "nbytes", None)
-    if isinstance(nbytes, (int, np.integer)):
-        return int(nbytes)
-    if isinstance(value, (bytes, bytearray, str)):
-        return len(value)
-    if depth and isinstance(value, (tuple, list, dict)):
-        members = list(value.values() if isinstance(value, dict) else value)[:256]
-        return 64 + sum(_nbytes(member, depth - 1) for member in members) * len(value) // max(len(members), 1)
-    return 64

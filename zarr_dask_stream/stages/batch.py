@@ -23,7 +23,7 @@ import numpy as np
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
 
-__all__ = ["Batch", "BatchRule", "Batches", "MapBatch", "Trigger", "is_ctrl_c", "nbytes_of"]
+__all__ = ["Batch", "BatchRule", "Batches", "MapBatch", "Route", "Trigger", "is_ctrl_c", "nbytes_of"]
 
 Trigger = Literal["size", "bytes", "seconds", "end", "error"]
 
@@ -188,6 +188,29 @@ class Batches:
     def _close(self, key: Hashable, trigger: Trigger) -> None:
         one = self._open.pop(key)
         self._closed.append(Batch(one.items, trigger, nbytes=one.nbytes, key=key))
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where items go: ``key(chunk)`` names one of the sinks.
+
+    Examples
+    --------
+    >>> route = Route(lambda chunk: "wet" if chunk.data > 0 else "dry", {"wet": print, "dry": print})
+    >>> route.place(Chunk((0,), (), 3))
+    'wet'
+    """
+
+    key: Callable[[Chunk], Any]
+    sinks: Mapping[Any, Callable[[Any], Any]]
+
+    def place(self, chunk: Chunk) -> Any:
+        """Return the key of the sink for a chunk; raises what the key function raises, or UsageError."""
+        key = self.key(chunk)
+        if key not in self.sinks:
+            names = ", ".join(repr(name) for name in self.sinks)
+            raise UsageError(f"route: the key of chunk {chunk.index} is {key!r}, and there are sinks for {names}")
+        return key
 
 
 # -- on the worker ------------------------------------------------------------------------------------
