@@ -128,10 +128,10 @@ class Turns:
 
     def _note(self, error: BaseException) -> None:
         self._over = True
-        if self._run is not None:
-            self._run.failed(error)
         if isinstance(error, Exception):
             self.error, self._traceback = error, error.__traceback__
+            if self._run is not None:
+                self._run.failed(error)
 
     def _complain(self, who: int, waited_s: float, said_s: float) -> float:
         """Say who holds up whom, where nothing moves for that reason; return when it was said."""
