@@ -12,11 +12,14 @@ from zarr_dask_stream.slices import stream_slices
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.stages import reducers
+from zarr_dask_stream.stages.answers import WindowResult
+from zarr_dask_stream.stages.batch import Batch
 from zarr_dask_stream.stages.combine import Reducer
 from zarr_dask_stream.stream import ChunkStream, stream_chunks
 from zarr_dask_stream.watch.report import Report
 
 __all__ = [
+    "Batch",
     "Callback",
     "Checkpoint",
     "Chunk",
@@ -35,6 +38,7 @@ __all__ = [
     "Share",
     "StoreError",
     "UsageError",
+    "WindowResult",
     "ZdsError",
     "errors",
     "reducers",
