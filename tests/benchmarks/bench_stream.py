@@ -162,11 +162,11 @@ def kept(path: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def run_rows(bench: Bench, names: list[str], rounds: int, rows: list[dict[str, Any]], out: Path) -> list[str]:
-    """Run rows, write results after each, and return the names of those that failed."""
+def run_rows(bench: Bench, scales: dict[str, float], rounds: int, rows: list[dict[str, Any]], out: Path) -> list[str]:
+    """Run rows at their scales, write results after each, and return the names of those that failed."""
     about = describe(bench)
     failed = []
-    for name in names:
+    for name, bench.scale in scales.items():
         print(f"{name}: making data", file=sys.stderr, flush=True)
         try:
             row = {**run_row(name, ROWS[name](bench), rounds), "scale": bench.scale}
@@ -185,9 +185,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The stream beside the limit and beside other tools.")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, tables and plots")
     parser.add_argument("--rows", default="", help=f"comma-separated, of: {', '.join(ROWS)}; default: all")
-    parser.add_argument("--important", action="store_true", help=f"only {', '.join(IMPORTANT)}, at half the size")
+    parser.add_argument("--important", action="store_true", help=f"only {', '.join(IMPORTANT)}, smaller")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=0.0, help="amount of data; default: 1, with --important 0.5")
+    parser.add_argument("--scale", type=float, default=0.0, help="amount of data; default: 1")
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--data", type=Path, help="folder in which the arrays stay for the next run")
     parser.add_argument("--keep", action="store_true", help="keep the other rows of an earlier run in the same folder")
@@ -201,9 +201,10 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with ExitStack() as stack:
         folder = options.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zds-bench-")))
-        bench = Bench(folder.resolve(), options.seed, options.scale or (0.5 if options.important else 1.0), stack)
+        bench = Bench(folder.resolve(), options.seed, stack=stack)
         rows = kept(options.out / "results.json", describe(bench)) if options.keep else []
-        failed = run_rows(bench, names, options.rounds, rows, options.out)
+        scales = {name: options.scale or (IMPORTANT[name] if options.important else 1.0) for name in names}
+        failed = run_rows(bench, scales, options.rounds, rows, options.out)
     if rows:
         figures.write_all(options.out / "results.json")
         print(f"\nresults.json, results.md, readme.md and the plots are in {options.out}")

@@ -4,6 +4,7 @@ What tells things apart is place, shape and words; colour only helps. The colour
 people see apart whatever their eyes; all text has a contrast of at least 4.5 to what is behind it (WCAG 2, AA).
 """
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ THEMES = {
     "dark": Theme("#0d1117", "#f0f6fc", "#9ea7b3", "#3d444d", "#56b4e9", "#e69f00"),
 }
 
-_LINE_IN = 0.235  # height of one line of text
+_LINE_IN = 0.215  # height of one line of text
 _WIDTH_IN = 9.2
+_AIM = re.compile(r"^≥ [\d.]+ ")
 _TOP = 1.5  # shares beyond this are cut off at the edge, and say their value
 
 
@@ -79,22 +81,15 @@ def shares(result: Json, theme: Theme) -> Figure:
         if goal["kind"] == "share" and goal["met"] is not None
     ]
     figure, ax = _canvas(len(found), theme)
-    names = []
-    for place, (name, goal) in enumerate(found):
-        colour = theme.good if goal["met"] else theme.short
+    for place, (_, goal) in enumerate(found):
         low, middle, high = (min(goal[part], _TOP) for part in ("lowest", "median", "highest"))
-        ax.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
-        ax.plot(
-            [middle], [place], "o", color=colour, markersize=7, markerfacecolor=colour if goal["met"] else theme.page
-        )
+        _mark(ax, place, (low, middle, high), theme, good=goal["met"], beyond=goal["median"] > _TOP)
         ax.plot([goal["least"]] * 2, [place - 0.38, place + 0.38], color=theme.text, linewidth=1.6)
-        text = f"{goal['median']:.2f}" + ("" if goal["met"] else "  missed")
-        _beside(ax, text, place, theme)
-        names.append(f"{name}: {goal['aim'].removeprefix('≥ ')}")
+        _beside(ax, f"{goal['median']:.2f}" + ("" if goal["met"] else "  missed"), place, theme)
     ax.set_xlim(0, _TOP)
-    ax.set_yticks(range(len(found)), names)
+    ax.set_yticks(range(len(found)), [f"{name}: {_AIM.sub('', goal['aim'])}" for name, goal in found])
     ax.axvline(1, color=theme.faint, linewidth=0.8, zorder=0)
-    _label(ax, theme, "share of what it is compared with; dot: median, line: lowest to highest round, upright: target")
+    _label(ax, theme, "share reached; dot: median, line: lowest to highest round, upright: target, hollow: missed")
     return figure
 
 
@@ -105,30 +100,22 @@ def speedups(result: Json, theme: Theme) -> Figure:
     """Draw how many times as fast as each peer the stream is, on a logarithmic scale."""
     lines = list(_peers(result))
     figure, ax = _canvas(len(lines), theme)
-    names = []
-    for place, (name, values) in enumerate(lines):
-        names.append(name)
+    for place, (_, values) in enumerate(lines):
         if not values:
+            ax.axhline(place - 0.5, color=theme.grid, linewidth=0.8, zorder=0)
             continue
         low, middle, high = min(values), statistics.median(values), max(values)
-        colour = theme.good if middle >= 1 else theme.short
-        ax.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
-        ax.plot(
-            [middle], [place], "o", color=colour, markersize=6, markerfacecolor=colour if middle >= 1 else theme.page
+        _mark(ax, place, (low, middle, high), theme, good=middle >= 1)
+        _beside(
+            ax, f"{middle:.2f}x" if middle < 2 else f"{middle:.1f}x" if middle < 20 else f"{middle:.0f}x", place, theme
         )
-        _beside(ax, f"{middle:.1f}x" if middle < 20 else f"{middle:.0f}x", place, theme)
     ax.set_xscale("log")
-    ax.set_yticks(range(len(lines)), names)
+    ax.set_yticks(range(len(lines)), [name for name, _ in lines])
     for tick, (_, values) in zip(ax.get_yticklabels(), lines, strict=True):
-        if not values:
-            tick.set_fontweight("bold")
+        tick.set_fontweight("normal" if values else "bold")
     ax.axvline(1, color=theme.faint, linewidth=1.2, zorder=0)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    _label(
-        ax,
-        theme,
-        "throughput of the stream over that of the peer (logarithmic); left of 1x (hollow): the peer is ahead",
-    )
+    _label(ax, theme, "throughput of the stream over the peer's (logarithmic); hollow, left of 1x: the peer is ahead")
     return figure
 
 
@@ -164,6 +151,18 @@ def _canvas(lines: int, theme: Theme) -> tuple[Figure, Axes]:
         ax.spines[side].set_visible(False)
     ax.spines["bottom"].set_color(theme.grid)
     return figure, ax
+
+
+def _mark(
+    ax: Axes, place: int, spread: tuple[float, float, float], theme: Theme, *, good: bool, beyond: bool = False
+) -> None:
+    """Draw a median on the line from the lowest to the highest value; an arrowhead where it lies beyond the edge."""
+    low, middle, high = spread
+    colour = theme.good if good else theme.short
+    ax.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="round")
+    filling = colour if good else theme.page
+    marker = ">" if beyond else "o"
+    ax.plot([middle], [place], marker, color=colour, markersize=6.5, markerfacecolor=filling, clip_on=False)
 
 
 def _beside(ax: Axes, text: str, place: int, theme: Theme) -> None:

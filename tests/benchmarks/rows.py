@@ -30,8 +30,19 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "reduce": reduce,
 }
 
-#: What `make bench` runs.
-IMPORTANT = (
-    "small", "small-v2", "large", "sharded", "client", "client-processes", "s3", "s3-large", "tail", "sparse",
-    "latency", "supervise", "reduce",
-)  # fmt: skip
+#: What `make bench` runs, and at which scale.
+IMPORTANT = {
+    "small": 0.5,
+    "small-v2": 0.5,
+    "large": 0.5,
+    "sharded": 0.5,
+    "client": 0.5,
+    "client-processes": 0.5,
+    "s3": 0.5,
+    "s3-large": 0.5,
+    "tail": 0.5,
+    "sparse": 1.0,
+    "latency": 1.0,
+    "supervise": 0.5,
+    "reduce": 0.125,
+}
