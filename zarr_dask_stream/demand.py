@@ -517,6 +517,7 @@ def feed(start: Start, consumers: Sequence[Any], how: Any, key: Callable[[Any], 
         for feeding in feedings[1:]
     ]
     try:
+        turns.begin()
         for thread in threads:
             thread.start()
         work(feedings[0])

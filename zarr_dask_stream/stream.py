@@ -20,7 +20,7 @@ from typing_extensions import TypeVar
 
 from zarr_dask_stream.demand import Consumer, How, Producer, Share, feed, feed_async, share
 from zarr_dask_stream.engine.checkpoint import Checkpoint
-from zarr_dask_stream.engine.cluster import check_client, memory_budget
+from zarr_dask_stream.engine.cluster import active_client, check_client, memory_budget
 from zarr_dask_stream.engine.payload import delayed_chunks
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.task import Work
@@ -834,7 +834,9 @@ class ChunkStream(Generic[T_co]):
             )
         if self._options.batch is not None or self._options.route is not None:
             raise UsageError(f"{what} hands out items one by one: leave .batch(...) and .route(...) out")
-        return functools.partial(self._new_run, deliver=True, shared=True)
+        # Found here and now: the thread that waits first need not know of this one's client.
+        client = self._options.client or active_client()
+        return functools.partial(self._new_run, deliver=True, shared=True, client=client)
 
     @property
     def rate_limit(self) -> RateLimit | None:
@@ -879,8 +881,9 @@ class ChunkStream(Generic[T_co]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _new_run(self, *, deliver: bool, shared: bool = False) -> Run:
-        run = Run(self._options, self._work(discard=not deliver), deliver=deliver, shared=shared)
+    def _new_run(self, *, deliver: bool, shared: bool = False, client: Any = None) -> Run:
+        options = self._options if client is None else dataclasses.replace(self._options, client=client)
+        run = Run(options, self._work(discard=not deliver), deliver=deliver, shared=shared)
         self._report = run.report
         self._runs.add(run)
         return run

@@ -163,6 +163,11 @@ class ThreadTurns(Turns):
         with self._news:
             return super().over
 
+    def begin(self) -> None:
+        """Start the run in this thread, before others take part."""
+        with self._news:
+            self._turn(0.0)
+
     def take(self, who: int, most: int | None = None, deadline: float | None = None) -> list[Chunk]:
         """Return what is there for a consumer, once there is something; nothing where the run is over.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import uuid
 from collections import deque
@@ -81,7 +82,7 @@ class DaskExecutor:
         self._polled_at = 0.0
         self._empty_since: float | None = None
         self._lost_since: float | None = None
-        self._seceded = False
+        self._seceded: int | None = None  # the thread that stepped aside
         self._bell: asyncio.Future[None]  # made where it rings: on the client's event loop
 
     # -- from either side ---------------------------------------------------------------------------
@@ -90,7 +91,7 @@ class DaskExecutor:
         """Ask for the size of the cluster."""
         if in_dask_task():
             distributed.secede()
-            self._seceded = True
+            self._seceded = threading.get_ident()
         return self._sync(self._start)
 
     async def start_async(self) -> Threads:
@@ -181,8 +182,9 @@ class DaskExecutor:
         finally:
             if self._own_cluster:
                 close_cluster(self._client)
-            if self._seceded:
-                self._seceded = False
+            # Closed by another thread than began, as may happen to a shared run, it stays aside until its task ends.
+            if self._seceded == threading.get_ident():
+                self._seceded = None
                 distributed.rejoin()
 
     async def close_async(self) -> None:
@@ -262,15 +264,15 @@ class DaskExecutor:
     def _send_suspects(self) -> None:
         """Bind each waiting suspect to a worker of its own: if that dies, it was this batch or bad luck."""
         # Where there is no worker at all, one suspect goes out unbound: an adaptive cluster starts workers for
-        # tasks it can see.
+        # tasks it can see. Until that is back, any worker may get it.
         for worker in self._workers or (_NOWHERE,):
-            if not self._suspects:
+            if not self._suspects or _NOWHERE in self._bound:
                 return
             if worker not in self._bound:
                 batch = self._suspects.popleft()
                 self._bound[worker] = batch.id
-                if worker and self._obituaries is not None:
-                    self._later(self._obituaries.attend(self._client, worker))
+                if worker:
+                    self._attend(worker)
                 self._register([batch], self._compute([batch], worker or None))
 
     def _cancel(self, batches: tuple[int, ...]) -> None:
@@ -285,6 +287,10 @@ class DaskExecutor:
         errand = asyncio.ensure_future(coroutine)
         self._errands.add(errand)
         errand.add_done_callback(self._errands.discard)
+
+    def _attend(self, worker: str) -> None:
+        if self._obituaries is not None:
+            self._later(self._obituaries.attend(self._client, worker))
 
     async def _cause(self, worker: str) -> str:
         return "" if self._obituaries is None else await self._obituaries.cause(worker)
@@ -401,6 +407,11 @@ class DaskExecutor:
         gone = set(batches)
         for worker in [worker for worker, batch in list(self._bound.items()) if batch in gone]:
             self._bound.pop(worker, None)
+
+    def worker_added(self, worker: str) -> None:
+        """Hear that a worker has joined; it may be about to get a suspect that is bound to none."""
+        if _NOWHERE in self._bound:
+            self._attend(worker)
 
     def worker_removed(self, worker: str, keys: Container[str], *, expected: bool) -> None:
         """Hear that a worker is gone, and take its batches back before Dask lets them meet another one.
