@@ -1,6 +1,7 @@
 """Stream the chunks of Zarr arrays through a Dask cluster."""
 
 from zarr_dask_stream import errors
+from zarr_dask_stream.dataset import stream_dataset
 from zarr_dask_stream.demand import Consumer, Producer, Share
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
@@ -43,5 +44,6 @@ __all__ = [
     "errors",
     "reducers",
     "stream_chunks",
+    "stream_dataset",
     "stream_slices",
 ]

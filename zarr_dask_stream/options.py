@@ -16,6 +16,7 @@ from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.hedging import Hedge
+from zarr_dask_stream.source.labels import Labels
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 from zarr_dask_stream.stages.batch import BatchRule, Route
 from zarr_dask_stream.stages.combine import Fold
@@ -59,6 +60,7 @@ class Options:
     hedge: Hedge | None = None
     checkpoint: Checkpoint | None = None
     blocks: Blocks | None = None
+    labels: Labels | None = None
     together: bool = False
     batch: BatchRule | None = None
     route: Route | None = None

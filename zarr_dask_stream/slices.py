@@ -141,6 +141,7 @@ def stream_slices(
         blocks.grid,
         (*box[:number], along, *box[number + 1 :]),
         o.plan.where,
+        labels=o.plan.labels,
         axis=number,
         step=stride,
         chunk=spec.chunks[number],

@@ -6,6 +6,7 @@ Each iteration is a new `Run`, driven here from a blocking executor or from an e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -27,6 +28,7 @@ from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.engine.window import WindowLimits
 from zarr_dask_stream.errors import StoreError, UsageError
+from zarr_dask_stream.opened import Decoder, Opened, of_dataarray
 from zarr_dask_stream.options import (
     OnError,
     Options,
@@ -38,20 +40,24 @@ from zarr_dask_stream.options import (
     check_timeout,
 )
 from zarr_dask_stream.run import Call, Run, Wait
+from zarr_dask_stream.source.aligned import recut
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.halo import parse_halo
 from zarr_dask_stream.source.hedging import Hedge
+from zarr_dask_stream.source.labels import array_labels
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
+from zarr_dask_stream.source.traced import kind_of
 from zarr_dask_stream.stages.answers import WindowResult
 from zarr_dask_stream.stages.batch import Batch, BatchRule, MapBatch, Route
 from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
-from zarr_dask_stream.stages.transform import Filter, Map, check_function
+from zarr_dask_stream.stages.each import Kind, each
+from zarr_dask_stream.stages.transform import Decode, Filter, Map, check_function
 from zarr_dask_stream.stages.windows import InWindow, parse_along, parse_every
 from zarr_dask_stream.watch.report import Report
 
-__all__ = ["ChunkStream", "stream_chunks"]
+__all__ = ["ChunkStream", "store_errors", "stream_chunks"]
 
 T_co = TypeVar("T_co", covariant=True, default=Chunk)
 
@@ -85,8 +91,9 @@ def stream_chunks(
 
     Parameters
     ----------
-    array : str, path, zarr.Array, zarr store or mapping
-        The array, or the store it is in (then with `path`). URLs are opened with fsspec.
+    array : str, path, zarr.Array, zarr store, mapping or xarray.DataArray
+        The array, or the store it is in (then with `path`). URLs are opened with fsspec. A DataArray that was
+        opened from Zarr, and perhaps sliced, is traced back to its array: items hold the values that it shows.
     path : str
         Path of the array inside the store.
     storage_options : mapping, optional
@@ -178,8 +185,10 @@ def stream_chunks(
     check_kind("storage_options", Mapping, storage_options)
     limits = WindowLimits(chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes))
     observers = check_callbacks(callbacks)
-    spec = _open(array, path, storage_options)
-    plan = ChunkPlan(spec.grid, parse_region(region, spec.shape), where)
+    with store_errors():
+        opened = _open(array, path, storage_options, region)
+    spec, labels = opened.spec, opened.labels
+    plan = ChunkPlan(spec.grid, opened.box, where, labels=labels)
     return ChunkStream(
         Options(
             spec=spec,
@@ -197,13 +206,29 @@ def stream_chunks(
             requests=requests,
             hedge=hedge,
             checkpoint=ledger,
+            labels=labels,
+            stages=() if opened.decode is None else (opened.decode,),
         )
     )
 
 
-def _open(array: Any, path: str, storage_options: Mapping[str, Any] | None) -> ArraySpec:
+def _open(array: Any, path: str, storage_options: Mapping[str, Any] | None, region: RegionLike) -> Opened:
+    kind = kind_of(array)
+    if kind == "Dataset":
+        raise UsageError("a Dataset has several arrays: stream_dataset takes it, stream_chunks one of its variables")
+    if kind == "DataArray":
+        if path or storage_options or region is not None:
+            raise UsageError("path=, storage_options= and region= don't go with a DataArray: slice it, with .isel(...)")
+        return of_dataarray(array)
+    spec = array if isinstance(array, ArraySpec) else open_array(array, path=path, storage_options=storage_options)
+    return Opened(spec, None, array_labels(spec), parse_region(region, spec.shape))
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what a store's client raises while metadata are read into a `StoreError`."""
     try:
-        return open_array(array, path=path, storage_options=storage_options)
+        yield
     except StoreError:
         raise
     except OSError as error:
@@ -242,8 +267,16 @@ class ChunkStream(Generic[T_co]):
 
     @property
     def spec(self) -> ArraySpec:
-        """The array: shape, chunks, dtype and so on."""
+        """The array: shape, chunks, dtype and so on; of several, the first with all dimensions."""
         return self._options.spec
+
+    @property
+    def dims(self) -> tuple[str | None, ...] | None:
+        """Names of the axes of ``chunk.index`` and ``chunk.region``, or None where they have none."""
+        o = self._options
+        if o.labels is not None:
+            return o.labels.dims
+        return o.spec.dimension_names if o.blocks is None or o.blocks.dims is None else o.blocks.dims
 
     def __len__(self) -> int:
         planned = len(self._options.plan)
@@ -251,7 +284,11 @@ class ChunkStream(Generic[T_co]):
 
     def __repr__(self) -> str:
         o = self._options
-        shape = ", ".join(map(str, o.spec.shape))
+        what = f"{o.spec.dtype}[{', '.join(map(str, o.spec.shape))}]"
+        if o.blocks is not None and o.blocks.named:
+            specs = [(name, member.spec) for name, member in o.blocks.members if not member.coord]
+            arrays = (f"{name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]" for name, spec in specs)
+            what = f"{', '.join(arrays)} along {', '.join(o.blocks.dims or ()) or 'nothing'},"
         chunks = ", ".join(map(str, o.plan.grid.chunks))
         words = ["ordered" if o.ordered else "as completed"]
         if o.limits.chunks is not None:
@@ -262,7 +299,7 @@ class ChunkStream(Generic[T_co]):
         if o.fold is not None:
             words += ["reduce"] if o.fold.window is None else ["window", "reduce"]
         words += [name for name, there in (("batch", o.batch), ("route", o.route)) if there is not None]
-        return f"ChunkStream({o.spec.dtype}[{shape}] in {len(o.plan.grid):,} chunks of [{chunks}], {', '.join(words)})"
+        return f"ChunkStream({what} in {len(o.plan.grid):,} chunks of [{chunks}], {', '.join(words)})"
 
     # -- other items than stored chunks ---------------------------------------------------------------
 
@@ -303,6 +340,8 @@ class ChunkStream(Generic[T_co]):
                 "where= is asked about stored chunks, and rechunk(...) makes other items: select with region=, or "
                 "with .filter(...) after it"
             )
+        if o.blocks is not None and o.blocks.named:
+            return self._recut(recut(o.blocks, chunks))
         return self._recut(Blocks.of(o.spec, parse_chunks(chunks, o.spec), o.plan.halo))
 
     def halo(self, depth: int | Sequence[Any] | Mapping[int, Any], boundary: Any = None) -> ChunkStream:
@@ -342,13 +381,27 @@ class ChunkStream(Generic[T_co]):
         """
         self._check_recut("halo")
         o = self._options
-        halo = parse_halo(depth, boundary, o.plan.grid.shape, o.spec.dtype)
         blocks = o.blocks or Blocks.of(o.spec, o.spec.chunks)
+        depth, boundary = self._numbered(depth), self._numbered(boundary)
+        for dtype in {member.spec.dtype for _, member in blocks.members if not member.coord}:
+            halo = parse_halo(depth, boundary, o.plan.grid.shape, dtype)
+        if o.stages and any(isinstance(edge, (int, float, complex)) for edge in halo.boundary):
+            raise UsageError(
+                "halo: a constant boundary is a stored value, and the items' values are decoded: use a word, or None"
+            )
         return self._recut(dataclasses.replace(blocks, halo=halo))
 
     def _check_recut(self, what: str) -> None:
-        if self._options.stages or self._options.fold is not None or self._options.limit is not None:
+        o = self._options
+        if any(not isinstance(stage, Decode) for stage in o.stages) or o.fold is not None or o.limit is not None:
             raise UsageError(f"put .{what}(...) before all other stages: it says what is read")
+
+    def _numbered(self, given: Any) -> Any:
+        """Replace names of dimensions by numbers of axes; what is no dimension is refused later."""
+        dims = list(self.dims or ())
+        if not isinstance(given, Mapping):
+            return given
+        return {dims.index(axis) if axis in dims else axis: one for axis, one in given.items()}
 
     def _recut(self, blocks: Blocks) -> ChunkStream:
         o = self._options
@@ -363,7 +416,10 @@ class ChunkStream(Generic[T_co]):
         if self._options.batch is not None or self._options.route is not None:
             last = "route" if self._options.route is not None else "batch"
             raise UsageError(f".{last}(...) hands items out, as the last stage: put other stages before it")
-        return ChunkStream(dataclasses.replace(self._options, **changes))
+        o = dataclasses.replace(self._options, **changes)
+        if o.plan.labels is not None and not all(isinstance(stage, (Decode, Filter)) for stage in o.stages):
+            o = dataclasses.replace(o, plan=dataclasses.replace(o.plan, labels=None))  # what comes out is no such array
+        return ChunkStream(o)
 
     def map(self, fn: Callable[[Chunk], Any]) -> ChunkStream:
         """Call ``fn(chunk)`` on the workers; the item keeps its place, its data become the result.
@@ -465,10 +521,32 @@ class ChunkStream(Generic[T_co]):
             raise UsageError("the stream is reduced already")
         if self._options.limit is not None:
             raise UsageError("take(...) hands out items, and a reduction folds them: use region= or where= instead")
-        reducer, spec = as_reducer(reducer), self._options.spec
+        spec, kinds = self._options.spec, self._kinds()
+        reducer = as_reducer(reducer) if kinds is None else each(reducer, kinds)
         if not any(isinstance(stage, (Map, MapBatch)) for stage in self._options.stages):
             check_data(reducer, spec.dtype, len(spec.shape))
         return ChunkStream(dataclasses.replace(self._options, fold=Fold(reducer, key, window)))
+
+    def _kinds(self) -> dict[str, Kind] | None:
+        """Return what is known of the arrays of items that hold several; None where they hold something else."""
+        o = self._options
+        if o.blocks is None or not o.blocks.named or any(not isinstance(s, (Decode, Filter)) for s in o.stages):
+            return None
+        decoded: dict[str, Any] = {}
+        for stage in o.stages:
+            if isinstance(stage, Decode) and isinstance(stage.fn, Decoder):
+                decoded.update(stage.fn.dtypes)
+        dims = o.blocks.dims or ()
+        divided = [axis for axis, (a, b) in enumerate(zip(o.plan.start, o.plan.stop, strict=True)) if b - a > 1]
+        return {
+            name: Kind(
+                decoded.get(name, member.spec.dtype),
+                len(member.axes),
+                tuple(dims[axis] for axis in divided if axis not in member.axes),
+            )
+            for name, member in o.blocks.members
+            if not member.coord
+        }
 
     def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream[T_co]:
         """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``."""
@@ -833,7 +911,7 @@ class ChunkStream(Generic[T_co]):
                 f".{what}(...) on the stream before .reduce(...), or compute() it"
             )
         if self._options.batch is not None or self._options.route is not None:
-            raise UsageError(f"{what} hands out items one by one: leave .batch(...) and .route(...) out")
+            raise UsageError(f"{what} hands out items, one or several at once: leave .batch(...) and .route(...) out")
         # Found here and now: the thread that waits first need not know of this one's client.
         client = self._options.client or active_client()
         return functools.partial(self._new_run, deliver=True, shared=True, client=client)
@@ -935,6 +1013,7 @@ class ChunkStream(Generic[T_co]):
             retry=o.retry,
             discard=discard,
             blocks=o.blocks,
+            labels=o.labels,
         )
 
 

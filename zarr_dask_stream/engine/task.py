@@ -29,6 +29,7 @@ from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Region
 from zarr_dask_stream.source.hedging import Hedge
+from zarr_dask_stream.source.labels import Labels
 from zarr_dask_stream.source.reader import ChunkRead, read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, decode_numbers
 from zarr_dask_stream.stages.batch import is_ctrl_c, nbytes_of
@@ -63,12 +64,13 @@ class Work:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     discard: bool = False
     blocks: Blocks | None = None
+    labels: Labels | None = None
 
     def plan(self) -> ChunkPlan:
         """Return the plan as far as a worker needs it: places, not which chunks are wanted."""
         if self.blocks is not None:
-            return ChunkPlan(self.blocks.grid, self.box, halo=self.blocks.halo)
-        return ChunkPlan(self.spec.grid, self.box)
+            return ChunkPlan(self.blocks.grid, self.box, halo=self.blocks.halo, labels=self.labels)
+        return ChunkPlan(self.spec.grid, self.box, labels=self.labels)
 
     def specs(self) -> tuple[ArraySpec, ...]:
         """Return every array that is read."""

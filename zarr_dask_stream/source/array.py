@@ -36,6 +36,7 @@ from zarr_dask_stream.source.metadata import (
     ArraySummary,
     Node,
     check_structure,
+    dimension_names,
     find_node,
     join,
     sharding,
@@ -44,7 +45,7 @@ from zarr_dask_stream.source.metadata import (
 from zarr_dask_stream.source.secret import digest
 from zarr_dask_stream.source.store import StoreSpec, here, split_source
 
-__all__ = ["ArraySpec", "ArraySummary", "check_visible", "list_arrays", "open_array", "zarr_array"]
+__all__ = ["ArraySpec", "ArraySummary", "check_visible", "interpret", "list_arrays", "open_array", "zarr_array"]
 
 #: Bytes counted for one element that is stored elsewhere than in its array (variable-length strings).
 _LOOSE_ITEM_BYTES = 64
@@ -216,7 +217,7 @@ memory://(a dict of this process); arrays there: 't2m'
         raise StoreNotFoundError(_no_array(store, full))
     if not node.is_array:
         raise UsageError(f"{join(spec.url, full)} is a group, and an array is needed: {_named(store, full)}")
-    return _interpret(spec, full, node, _attributes(store, full, node))
+    return interpret(spec, full, node, _attributes(store, full, node))
 
 
 def list_arrays(source: Any, *, path: str = "", storage_options: Mapping[str, Any] | None = None) -> list[ArraySummary]:
@@ -241,7 +242,6 @@ def _find(store: ByteStore, path: str, zarr_format: int | None) -> Node | None:
         raise StoreNotFoundError(f"{store.url} is a file, and a directory or a .zip file is needed") from None
 
 
-def _no_array(store: ByteStore, path: str) -> str:
 def _find_afresh(spec: StoreSpec, path: str, zarr_format: int | None) -> tuple[ByteStore, Node | None]:
     """Find a node; a store opened long ago that refuses is asked once more, with credentials as they are now."""
     was_open, store = spec.is_open, spec.open()
@@ -254,6 +254,7 @@ def _find_afresh(spec: StoreSpec, path: str, zarr_format: int | None) -> tuple[B
     return store, _find(store, path, zarr_format)
 
 
+def _no_array(store: ByteStore, path: str) -> str:
     what = f"there is no array {path!r} in {store.url}" if path else f"there is no zarr array at {store.url}"
     return f"{what}; {_named(store, '')}"
 
@@ -298,7 +299,14 @@ def zarr_array(
         return zarr.open_array(MemoryStore(values), mode=mode, zarr_format=2 if zarr_format == 2 else 3), values
 
 
-def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any]) -> ArraySpec:
+def interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any]) -> ArraySpec:
+    """Make the description of an array from its document.
+
+    Raises
+    ------
+    MetadataError
+        If the document is malformed, absurd, or names an unknown codec or grid.
+    """
     where = join(spec.url, path)
     check_structure(node, where)
     _check_codecs(node, where)
@@ -318,7 +326,6 @@ def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any
         raise MetadataError(f"{where}: zarr can't make sense of the metadata: {error}") from error
     dtype = _native(sample.dtype)
     metadata = node.canonical
-    names = node.document.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS")
     return ArraySpec(
         store=spec,
         path=path,
@@ -330,7 +337,7 @@ def _interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any
         stored_dtype=array.dtype,
         fill_value=array.fill_value,
         fill=sample.astype(dtype).reshape(-1)[:1].reshape(()).copy(),
-        dimension_names=tuple(names) if names and len(names) == sample.ndim else None,
+        dimension_names=dimension_names(node, attributes),
         codecs=codec_list(node),
         metadata=metadata,
         metadata_key=node.key,

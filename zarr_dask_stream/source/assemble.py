@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarr_dask_stream.errors import MissingChunkError
 from zarr_dask_stream.source.blocks import Blocks, Member
+from zarr_dask_stream.source.chunk import Variables
 from zarr_dask_stream.source.finisher import ChunkRead
 from zarr_dask_stream.source.halo import Segment
 from zarr_dask_stream.source.reader import read_chunks, stored_numbers
@@ -23,7 +25,8 @@ __all__ = ["read_blocks", "stored_blocks"]
 class _Open:
     """A box that some chunks are still missing from."""
 
-    def __init__(self, number: int, region: tuple[slice, ...], needs: list[set[int]]) -> None:
+    def __init__(self, blocks: Blocks, number: int, region: tuple[slice, ...]) -> None:
+        needs = [set(one) for one in blocks.needs(region)]
         self.number = number
         self.region = region
         self.waits = needs
@@ -32,7 +35,8 @@ class _Open:
         self.segments: list[list[list[Segment]] | None] = [None] * len(needs)
         self.read = ChunkRead(number, None, False, None, 0, 0.0, 0.0)
         self.chunks = sum(map(len, needs))
-        self.absent = 0
+        self.counted = sum(len(one) for one, (_, member) in zip(needs, blocks.members, strict=True) if not member.coord)
+        self.absent: list[tuple[Member, int]] = []
 
 
 def read_blocks(
@@ -55,8 +59,8 @@ def read_blocks(
     numbers : sequence of int
         Numbers of boxes.
     missing : {"fill", "skip", "raise"}
-        When a box counts as missing: where none of its chunks is stored, or for "raise" where one is not.
-        What is not stored of a box is the fill value.
+        When a box counts as missing: where none of its chunks is stored, or for "raise" where one is not (which
+        is then its error). Coordinates don't count. What is not stored of a box is the fill value.
     on_read : callable, optional
         Called after each chunk: a box of many chunks is no hung one.
     **options
@@ -83,7 +87,7 @@ def read_blocks(
     needed: list[dict[int, list[_Open]]] = [defaultdict(list) for _ in blocks.members]
     for number in numbers:
         region = plan.region(number)
-        box = _Open(number, region, [set(needs) for needs in blocks.needs(region)])
+        box = _Open(blocks, number, region)
         waiting.append(box)
         for by_chunk, needs in zip(needed, box.waits, strict=True):
             for chunk in needs:
@@ -118,6 +122,7 @@ def _close(reads: Iterator[ChunkRead]) -> None:
 def _spread(blocks: Blocks, at: int, read: ChunkRead, boxes: list[_Open]) -> None:
     """Copy one chunk into every box that needs it."""
     member = blocks.members[at][1]
+    own = len(boxes) == 1
     first = boxes[0].read
     first.stored_bytes += read.stored_bytes
     first.fetch_s += read.fetch_s
@@ -128,17 +133,17 @@ def _spread(blocks: Blocks, at: int, read: ChunkRead, boxes: list[_Open]) -> Non
         if read.error is not None:
             box.read.error = box.read.error or read.error
         elif read.data is None:
-            box.absent += 1
+            box.absent.append((member, read.number))
         elif box.read.error is None:
-            _place(blocks, member, box, at, read)
+            _place(blocks, member, box, at, read, own=own)
 
 
-def _place(blocks: Blocks, member: Member, box: _Open, at: int, read: ChunkRead) -> None:
+def _place(blocks: Blocks, member: Member, box: _Open, at: int, read: ChunkRead, *, own: bool) -> None:
     assert read.data is not None
     region = member.spec.grid.region(read.number)
     wanted = tuple(box.region[a] for a in member.axes)
     if not box.waits[at] and box.out[at] is None and region == wanted == _with_halo(blocks, member, box):
-        box.out[at] = read.data  # the box is this chunk
+        box.out[at] = read.data if own else read.data.copy()  # the box is this chunk
         return
     out = _out(blocks, member, box, at)
     segments = box.segments[at]
@@ -202,25 +207,37 @@ def _paint_edges(blocks: Blocks, member: Member, box: _Open, out: npt.NDArray[An
 
 def _finish(blocks: Blocks, box: _Open, missing: Missing) -> ChunkRead:
     read = box.read
-    read.missing = bool(box.absent) and (missing == "raise" or box.absent == box.chunks)
+    absent = [(member, number) for member, number in box.absent if not member.coord]
+    read.missing = bool(absent) and (missing == "raise" or len(absent) == box.counted)
     if read.error is not None:
         return read
+    if read.missing and missing == "raise" and blocks.named:
+        read.error = _not_stored(*absent[0])
     if read.missing and missing != "fill":
         return read
-    arrays = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    coords: dict[str, npt.NDArray[Any]] = {}
     for at, (name, member) in enumerate(blocks.members):
         out = box.out[at]
-        arrays[name] = _out(blocks, member, box, at) if out is None else out
+        values = _out(blocks, member, box, at) if out is None else out
         if out is None and box.chunks == 1:
-            arrays[name][...] = member.spec.fill
-    read.data = arrays if blocks.named else arrays[blocks.members[0][0]]  # type: ignore[assignment]  # a dict by name
+            values[...] = member.spec.fill
+        (coords if member.coord else arrays)[name] = values
+    read.data = arrays[blocks.members[0][0]]
+    if blocks.named:
+        read.data = Variables(arrays, axes=blocks.axes, coords=coords)  # type: ignore[assignment]  # arrays by name
     return read
+
+
+def _not_stored(member: Member, number: int) -> MissingChunkError:
+    index = member.spec.grid.index(number)
+    return MissingChunkError(f'chunk {index} of {member.spec.url} is not stored, and missing="raise"')
 
 
 def stored_blocks(blocks: Blocks) -> npt.NDArray[np.int64]:
     """Numbers of the boxes of which something is stored, ascending, found by listing the stores."""
     found: set[int] = set()
     for _, member in blocks.members:
-        for chunk in stored_numbers(member.spec):
+        for chunk in () if member.coord else stored_numbers(member.spec):
             found.update(blocks.touching(member, chunk))
     return np.fromiter(sorted(found), np.int64, len(found))

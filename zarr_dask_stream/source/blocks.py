@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -33,10 +34,13 @@ class Member:
         The array.
     axes : tuple of int
         For each axis of the array, the axis of the boxes' grid along which it lies.
+    coord : bool
+        Whether it is read only to label the others.
     """
 
     spec: ArraySpec
     axes: tuple[int, ...]
+    coord: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Blocks:
         What is read around each box.
     named : bool
         Whether an item's data are a dict by name, or the array of the only member.
+    dims : tuple of str, optional
+        Names of the axes of the grid.
 
     Examples
     --------
@@ -68,6 +74,7 @@ class Blocks:
     members: tuple[tuple[str, Member], ...]
     halo: Halo | None = None
     named: bool = False
+    dims: tuple[str, ...] | None = None
     _halo: Halo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +85,11 @@ class Blocks:
         """Cut one array into boxes of shape `chunks`."""
         grid = ChunkGrid(spec.shape, tuple(chunks))
         return cls(grid, (("", Member(spec, tuple(range(len(spec.shape))))),), halo)
+
+    @cached_property
+    def axes(self) -> dict[str, tuple[int, ...]]:
+        """Along which axes of the grid each array lies; without those that only label others."""
+        return {name: member.axes for name, member in self.members if not member.coord}
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,18 @@ from typing import Any
 from zarr_dask_stream.errors import MetadataError, StoreError
 from zarr_dask_stream.source.backend import ByteStore
 
-__all__ = ["ArraySummary", "Node", "check_structure", "find_node", "join", "summarize", "walk_arrays"]
+__all__ = [
+    "ArraySummary",
+    "Node",
+    "check_structure",
+    "consolidated",
+    "consolidated_arrays",
+    "dimension_names",
+    "find_node",
+    "join",
+    "summarize",
+    "walk_arrays",
+]
 
 _MAX_LENGTH = 2**63 - 1
 _MAX_CHUNK_BYTES = 1 << 40
@@ -147,7 +158,7 @@ def _find_consolidated(store: ByteStore, path: str, zarr_format: int | None) -> 
     parts = path.split("/") if path else []
     for depth in range(len(parts) + 1):
         above, below = "/".join(parts[:depth]), "/".join(parts[depth:])
-        for version, key, nodes in _consolidated(store, above):
+        for version, key, nodes in consolidated(store, above):
             if zarr_format in {None, version}:
                 for name, is_array in _names_of(below, version):
                     if isinstance(nodes.get(name), dict):
@@ -165,7 +176,7 @@ def _names_of(below: str, version: int) -> Iterator[tuple[str, bool]]:
         yield join(below, ".zgroup"), False
 
 
-def _consolidated(store: ByteStore, above: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+def consolidated(store: ByteStore, above: str) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     """Give the consolidated documents kept in the group `above`, as (version, key, documents)."""
     for version, key in ((3, join(above, "zarr.json")), (2, join(above, ".zmetadata"))):
         try:
@@ -176,6 +187,22 @@ def _consolidated(store: ByteStore, above: str) -> Iterator[tuple[int, str, Mapp
         nodes = inner.get("metadata") if isinstance(inner, dict) else None
         if isinstance(nodes, dict):
             yield version, key, nodes
+
+
+def dimension_names(node: Node, attributes: Mapping[str, Any]) -> tuple[str | None, ...] | None:
+    """Return what the axes of an array are called, or None where nothing or nonsense is said about it.
+
+    Version 3 has a field for it, xarray an attribute, and NCZarr an entry of its own.
+    """
+    shape, refs = node.document.get("shape"), node.document.get("_NCZARR_ARRAY")
+    names = node.document.get("dimension_names") or attributes.get("_ARRAY_DIMENSIONS")
+    if not names and isinstance(refs, dict) and isinstance(refs.get("dimrefs"), list):
+        names = [str(name).rpartition("/")[2] for name in refs["dimrefs"]]
+    if not isinstance(names, list) or not isinstance(shape, list) or len(names) != len(shape):
+        return None
+    if not all(name is None or isinstance(name, str) for name in names):
+        return None
+    return tuple(names) or None
 
 
 # -- structure ------------------------------------------------------------------------------------
@@ -267,15 +294,16 @@ def summarize(node: Node, path: str) -> ArraySummary:
 
 def walk_arrays(store: ByteStore, path: str) -> Iterator[ArraySummary]:
     """Walk the arrays below `path` in order: by the consolidated metadata, else by listing folders."""
-    for version, key, nodes in _consolidated(store, path):
-        found = [summarize(node, join(path, name)) for name, node in _consolidated_arrays(version, key, nodes)]
+    for version, key, nodes in consolidated(store, path):
+        found = [summarize(node, join(path, name)) for name, node in consolidated_arrays(version, key, nodes)]
         if found:
             yield from sorted(found, key=lambda summary: summary.path)
             return
     yield from _walk_folders(store, path)
 
 
-def _consolidated_arrays(version: int, key: str, nodes: Mapping[str, Any]) -> Iterator[tuple[str, Node]]:
+def consolidated_arrays(version: int, key: str, nodes: Mapping[str, Any]) -> Iterator[tuple[str, Node]]:
+    """Walk the arrays among consolidated documents, as (path, document)."""
     for name, document in nodes.items():
         if not isinstance(document, dict):
             continue

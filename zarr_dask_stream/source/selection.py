@@ -9,7 +9,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import EllipsisType
 from typing import Any, Literal, SupportsIndex
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 from zarr_dask_stream.source.halo import Halo
+from zarr_dask_stream.source.labels import Labels
 
 __all__ = ["ChunkPlan", "Missing", "RegionLike", "Sieve", "decode_numbers", "encode_numbers", "parse_region"]
 
@@ -201,6 +202,8 @@ class ChunkPlan:
         ``where(index) -> bool`` on the grid index: what it refuses is never read.
     halo : Halo, optional
         What is read around each chunk.
+    labels : Labels, optional
+        Names, coordinates and attributes that go with what is read.
 
     Notes
     -----
@@ -220,6 +223,7 @@ class ChunkPlan:
     box: Region
     where: Predicate | None = None
     halo: Halo | None = None
+    labels: Labels | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def start(self) -> Index:

@@ -11,7 +11,7 @@ from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.stages.batch import Batches, MapBatch, is_ctrl_c
 
-__all__ = ["Filter", "Map", "Outcome", "Pipeline", "Stage", "check_function", "compile_stages"]
+__all__ = ["Decode", "Filter", "Map", "Outcome", "Pipeline", "Stage", "check_function", "compile_stages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,15 @@ class Map:
     def apply(self, chunk: Chunk) -> Chunk | None:
         """Return the chunk with what `fn` made of it."""
         return chunk.with_data(self.fn(chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class Decode(Map):
+    """A map that only turns stored values into those that they stand for: the item stays as it was read."""
+
+    def apply(self, chunk: Chunk) -> Chunk | None:
+        """Return the chunk with decoded data."""
+        return chunk.with_data(self.fn(chunk), as_read=True)
 
 
 @dataclass(frozen=True, slots=True)
