@@ -22,6 +22,7 @@ from zarr_dask_stream.engine.task import Work, run_batch, run_guarded, zombies
 from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.selection import parse_region
+from zarr_dask_stream.stages.batch import Batch, BatchRule, MapBatch
 from zarr_dask_stream.stages.combine import Fold, Reducer, Together
 from zarr_dask_stream.stages.transform import Filter, Map
 from zarr_dask_stream.testing import Fault, FaultyStore
@@ -309,6 +310,54 @@ def test_a_batch_that_folds_nothing_brings_no_partial(store: FaultyStore) -> Non
     assert len(result.filtered) == N
 
 
+# -- functions of many chunks -----------------------------------------------------------------------
+
+
+def many_of(fn: Callable[[Batch], Any], size: int = 5) -> dict[str, Any]:
+    return {"stages": (MapBatch(fn, BatchRule(size=size)),)}
+
+
+def test_a_function_of_many_is_called_with_batches(store: FaultyStore, guarded: bool) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def many(batch: Batch) -> Any:
+        seen.append((len(batch), batch.trigger))
+        return np.stack([chunk.data for chunk in batch]).sum(axis=1)
+
+    result = run(work_of(store, **many_of(many)), guarded=guarded)
+    assert dict(zip(result.numbers, map(int, result.values), strict=True)) == {
+        n: 4 * n + 1 if n < N - 1 else -2 for n in range(N)
+    }
+    assert seen == [(5, "size"), (5, "size"), (2, "end")]
+    assert result.missing == {N - 1}
+
+
+def test_of_a_batch_that_fails_only_the_chunk_to_blame_does(store: FaultyStore, guarded: bool) -> None:
+    def many(batch: Batch) -> list[int]:
+        return [100 // (4 - (chunk.number or 0)) for chunk in batch]
+
+    result = run(work_of(store, **many_of(many)), guarded=guarded)
+    assert [(f.number, f.error_type, f.category) for f in result.failures] == [
+        (4, "ZeroDivisionError", Category.FUNCTION)
+    ]
+    assert len(result.numbers) == N - 1
+    assert "many" in result.failures[0].traceback
+
+
+def test_chunks_that_can_not_be_read_are_in_no_batch(store: FaultyStore) -> None:
+    store.break_reads({"c/2": ConnectionResetError("gone")})
+    result = run(work_of(store, **many_of(lambda batch: [len(batch)] * len(batch), size=20)))
+    assert [failure.number for failure in result.failures] == [2]
+    assert set(map(int, result.values)) == {N - 1}
+
+
+def test_a_batch_that_is_cut_short_leaves_what_waited_untried(store: FaultyStore) -> None:
+    slow = (Map(lambda _: time.sleep(0.03)), MapBatch(list, BatchRule(size=100)))
+    result = run_batch(work_of(store, stages=slow), (range(N),), cancelled=lambda: True)
+    assert result.numbers == []
+    assert result.unattempted == list(range(N))
+
+
 # -- functions that hang ----------------------------------------------------------------------------
 
 
@@ -375,6 +424,35 @@ def test_reading_and_stages_have_a_timeout_each(store: FaultyStore, monkeypatch:
     store.break_reads({"c/2": Fault(delay_s=0.4)})
     result = run(work_of(store, timeout=0.5, **map_of(lambda _: time.sleep(0.4))), 2, guarded=True)
     assert result.numbers == [2]
+
+
+def test_when_a_call_for_many_hangs_each_is_to_be_tried_alone(store: FaultyStore, gate: threading.Event) -> None:
+    def many(batch: Batch) -> list[int]:
+        if any(chunk.number == 5 for chunk in batch):
+            gate.wait(60)
+        return [chunk.number or 0 for chunk in batch]
+
+    work = work_of(store, timeout=0.2, stages=(MapBatch(many, BatchRule(size=4)),))
+    result = run_guarded(work, (range(N),))
+    assert result.numbers == [0, 1, 2, 3], "a batch before it is not lost"
+    assert result.apart == [4, 5, 6, 7]
+    assert result.unattempted == [8, 9, 10, 11]
+    assert result.failures == [], "nobody is blamed for being in its company"
+    alone = run_guarded(work, (range(5, 6),))
+    assert [(failure.number, failure.category) for failure in alone.failures] == [(5, Category.TIMEOUT)]
+    assert "a stage function took longer" in alone.failures[0].message
+    assert run_guarded(work, (range(6, 7),)).numbers == [6]
+
+
+@pytest.mark.parametrize("fold", [None, Fold(Together({}))])
+def test_what_hangs_after_a_call_for_many_is_the_one_chunk(
+    store: FaultyStore, gate: threading.Event, fold: Fold | None
+) -> None:
+    stages = (MapBatch(list, BatchRule(size=100)), Map(hangs(gate)))
+    result = run_guarded(work_of(store, timeout=0.2, stages=stages, fold=fold), (range(6),))
+    assert [(failure.number, failure.category) for failure in result.failures] == [(3, Category.TIMEOUT)]
+    assert result.apart == []
+    assert sorted([*result.numbers, *result.unattempted]) == [0, 1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("timeout", [None, 1e12, float("inf")])
