@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from zarr_dask_stream.source.selection import ChunkPlan
 
 DTYPES = ["i2", "f8", "u1", ">i4", "bool", "S3", "M8[s]"]
 #: What numpy.pad calls the edges of a halo.
-PADDING = {"periodic": "wrap", "reflect": "symmetric", "nearest": "edge"}
+PADDING: dict[str, Any] = {"periodic": "wrap", "reflect": "symmetric", "nearest": "edge"}
 
 
 def write(group: zarr.Group, name: str, values: np.ndarray[Any, Any], chunks: Any, **extra: Any) -> ArraySpec:
@@ -127,7 +127,7 @@ def test_arrays_of_other_chunks_are_read_once_each(tmp_path: Path) -> None:
     """Two grids that only meet every twelve elements: each chunk still is fetched once for the whole stream."""
 
     class Counting(dict[str, Any]):
-        asked: collections.Counter[str] = collections.Counter()
+        asked: ClassVar[collections.Counter[str]] = collections.Counter()
 
         def __getitem__(self, key: str) -> Any:
             self.asked[key] += "/c/" in key

@@ -499,13 +499,15 @@ class ChunkStream(Generic[T_co]):
         limit = self._options.limit
         return self._with(limit=n if limit is None else min(limit, n))
 
-    def reduce(self, reducer: Reducer | Mapping[str, Reducer] | Iterable[Reducer]) -> ChunkStream[T_co]:
+    def reduce(self, reducer: Reducer | Mapping[str, Any] | Iterable[Reducer]) -> ChunkStream[T_co]:
         """Fold the chunks into one answer, on the workers; only partials travel.
 
         Parameters
         ----------
         reducer : Reducer, mapping of str to Reducer, or sequence of Reducer
-            Several are folded in one pass; the answer is then a dict by name.
+            Several are folded in one pass; the answer is then a dict by name. On a stream of several arrays
+            (`stream_dataset`) each array is reduced, and the answer is a dict by array: a mapping whose keys are
+            names of arrays gives each its own reducer, and leaves the others out.
 
         Returns
         -------

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
@@ -90,7 +89,7 @@ class Group:
         """Display form of its place."""
         return join(self.store.url, self.path)
 
-    @cached_property
+    @property
     def coordinates(self) -> frozenset[str]:
         """Names of the arrays that are coordinates."""
         named = itertools.chain(_words(self.attributes), *(entry.coordinates for entry in self.entries.values()))
