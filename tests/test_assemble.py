@@ -131,3 +131,27 @@ def test_a_checkpoint_of_other_boxes_is_refused(tmp_path: Path) -> None:
         list(zds.stream_chunks(array, checkpoint=ledger))
     with pytest.raises(zds.UsageError):
         list(zds.stream_chunks(array, checkpoint=ledger).rechunk(4).halo(1))
+
+
+def test_boxes_that_begin_where_the_region_does() -> None:
+    array = zarr.create_array({}, shape=(10, 9), chunks=(3, 4), dtype="i4")
+    array[:] = data = np.arange(90, dtype="i4").reshape(10, 9)
+    spec = open_array(array)
+    blocks = Blocks.of(spec, (4, 5), origin=(2, 3))
+    plan = ChunkPlan(blocks.grid, (slice(2, 9), slice(3, 9)))
+    out = np.zeros_like(data)
+    for read in read_blocks(blocks, plan, list(plan)):
+        region = plan.region(read.number)
+        assert read.data is not None
+        out[region] = read.data
+    assert (out[2:9, 3:9] == data[2:9, 3:9]).all()
+    assert not out[:2].any()
+    assert not out[9:].any()
+    assert next(plan.region(number) for number in plan) == (slice(2, 6), slice(3, 8))
+
+
+def test_listing_finds_boxes_that_begin_elsewhere() -> None:
+    array = zarr.create_array({}, shape=(100,), chunks=(3,), dtype="i4")
+    array[50] = 1  # elements 48 to 50 are stored
+    assert stored_blocks(Blocks.of(open_array(array), (7,), origin=(43,))).tolist() == [0, 1]
+    assert stored_blocks(Blocks.of(open_array(array), (7,), origin=(60,))).tolist() == []

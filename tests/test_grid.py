@@ -122,3 +122,13 @@ def test_impossible_grids_are_refused(
 ) -> None:
     with pytest.raises(UsageError):
         ChunkGrid(shape, chunks, shards)
+
+
+@given(st.integers(0, 30), st.integers(1, 9), st.integers(0, 30))
+def test_a_grid_that_begins_elsewhere_covers_the_rest(length: int, chunk: int, origin: int) -> None:
+    grid = ChunkGrid((origin + length,), (chunk,), origin=(origin,))
+    parts = [grid.region(number)[0] for number in range(len(grid))]
+    assert [part.start for part in parts] == list(range(origin, origin + length, chunk))
+    assert [part.stop for part in parts] == [*range(origin + chunk, origin + length, chunk), origin + length][
+        : len(parts)
+    ]

@@ -81,9 +81,11 @@ class Blocks:
         object.__setattr__(self, "_halo", self.halo or no_halo(self.grid.ndim))
 
     @classmethod
-    def of(cls, spec: ArraySpec, chunks: Sequence[int], halo: Halo | None = None) -> Blocks:
-        """Cut one array into boxes of shape `chunks`."""
-        grid = ChunkGrid(spec.shape, tuple(chunks))
+    def of(
+        cls, spec: ArraySpec, chunks: Sequence[int], halo: Halo | None = None, origin: Index | None = None
+    ) -> Blocks:
+        """Cut one array into boxes of shape `chunks`, the first of which begins at `origin`."""
+        grid = ChunkGrid(spec.shape, tuple(chunks), origin=origin)
         return cls(grid, (("", Member(spec, tuple(range(len(spec.shape))))),), halo)
 
     @cached_property
@@ -106,7 +108,7 @@ class Blocks:
     def whole(self) -> bool:
         """Whether every box is made of whole chunks, so that no chunk is read for two of them."""
         return not self._halo and all(
-            self.grid.chunks[a] % c == 0 or self.grid.chunks[a] >= n
+            (self.grid.chunks[a] % c == 0 and self.grid.begin[a] % c == 0) or self.grid.chunks[a] >= n
             for _, m in self.members
             for a, c, n in zip(m.axes, m.spec.chunks, m.spec.shape, strict=True)
         )
@@ -134,9 +136,10 @@ class Blocks:
         """Numbers of the boxes that need a stored chunk, neighbours and wrapped edges included."""
         spans: list[Iterable[int]] = [range(n) for n in self.grid.grid_shape]
         for axis, part in zip(member.axes, member.spec.grid.region(number), strict=True):
-            length, size = self.grid.shape[axis], self.grid.chunks[axis]
+            length, size, begin = self.grid.shape[axis], self.grid.chunks[axis], self.grid.begin[axis]
             before, after = self._halo.depth[axis]
-            places = {*range(max(part.start - after, 0) // size, -(-min(part.stop + before, length) // size))}
+            low, high = max(part.start - after, begin), min(part.stop + before, length)
+            places = {*range((low - begin) // size, -((begin - high) // size))}
             # At the edge, elements are read again or from the other end.
             edge = max(before, after) if isinstance(self._halo.boundary[axis], str) else 0
             if part.start < edge or part.stop > length - edge:

@@ -35,6 +35,8 @@ class ChunkGrid:
         Shape of one chunk, elements: the unit that is decoded.
     shards : tuple of int, optional
         Shape of one stored object where several chunks share one, elements; a multiple of `chunks`.
+    origin : tuple of int, optional
+        Where the first chunk begins, elements; at the array's beginning unless it is said.
 
     Raises
     ------
@@ -50,11 +52,14 @@ class ChunkGrid:
     ((1, 2), 5)
     >>> grid.region(5)
     (slice(2, 4, None), slice(6, 7, None))
+    >>> ChunkGrid((5,), (2,), origin=(1,)).region(1)
+    (slice(3, 5, None),)
     """
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
+    origin: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.chunks):
@@ -78,7 +83,12 @@ class ChunkGrid:
     @cached_property
     def grid_shape(self) -> tuple[int, ...]:
         """Number of chunks along each axis."""
-        return tuple(_ceil_div(n, c) for n, c in zip(self.shape, self.chunks, strict=True))
+        return tuple(_ceil_div(n - o, c) for n, c, o in zip(self.shape, self.chunks, self.begin, strict=True))
+
+    @cached_property
+    def begin(self) -> Index:
+        """Where the first chunk begins along each axis."""
+        return self.origin or (0,) * self.ndim
 
     @cached_property
     def _size(self) -> int:
@@ -116,7 +126,8 @@ class ChunkGrid:
 
     def region_of(self, index: Sequence[int]) -> Region:
         """Region of the chunk at grid `index` in array coordinates, cropped to the array."""
-        return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, self.chunks, self.shape, strict=True))
+        places = zip(index, self.chunks, self.shape, self.begin, strict=True)
+        return tuple(slice(o + i * c, min(o + (i + 1) * c, n)) for i, c, n, o in places)
 
     def size_of(self, number: int) -> int:
         """Count the elements of chunk `number` after cropping to the array."""

@@ -228,14 +228,14 @@ class ChunkPlan:
     @cached_property
     def start(self) -> Index:
         """Grid index of the first chunk that the box touches, along each axis."""
-        return tuple(s.start // c for s, c in zip(self.box, self.grid.chunks, strict=True))
+        return tuple((s.start - o) // c for s, c, o in zip(self.box, self.grid.chunks, self.grid.begin, strict=True))
 
     @cached_property
     def stop(self) -> Index:
         """One past the last grid index that the box touches, along each axis."""
         return tuple(
-            -(-s.stop // c) if s.stop > s.start else s.start // c
-            for s, c in zip(self.box, self.grid.chunks, strict=True)
+            -((o - s.stop) // c) if s.stop > s.start else (s.start - o) // c
+            for s, c, o in zip(self.box, self.grid.chunks, self.grid.begin, strict=True)
         )
 
     @cached_property
