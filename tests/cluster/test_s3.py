@@ -230,7 +230,7 @@ def test_secrets_appear_nowhere(
         {
             "repr of the stream": repr(stream),
             "options": repr(vars(stream)),
-            "report": repr(report) + json.dumps(report.to_dict()),
+            "report": repr(report) + json.dumps(report.to_dict()) + report._repr_html_(),
             "events": "".join(f"{notice!r}{notice.to_dict()}" for notice in heard),
             "keys": " ".join(keys),
             "error": spoken(caught.value),
