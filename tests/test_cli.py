@@ -358,6 +358,15 @@ def test_verify_names_each_bad_chunk_with_the_reason(corrupt: str, tmp_path: Pat
     assert all(letter["attempts"] == 1 and letter["message"] for letter in letters)
 
 
+def test_verify_names_a_folder_in_place_of_a_chunk(url: str) -> None:
+    chunk = Path(url) / "good" / "c" / "1" / "0"
+    chunk.unlink()
+    chunk.mkdir()
+    result = run("verify", url, "--path", "good", "--retries", "0")
+    assert result.exit_code == 1
+    assert "bad chunk (1, 0): " in result.stdout
+
+
 def test_verify_as_json(corrupt: str) -> None:
     found = answer("verify", corrupt, "--path", "good", "--retries", "1", code=1)
     assert (found["chunks"], found["good"], found["not_stored"], found["bad"]) == (6, 4, 0, 2)

@@ -557,13 +557,13 @@ def test_a_small_region_is_not_found_by_listing_everything(tmp_path: Path, monke
     array = zarr.create_array(tmp_path / "a", shape=(100, 100), chunks=(10, 10), dtype="i2")
     array[...] = 1
     listed: list[str] = []
-    true = LocalFiles.list_prefix
+    true = LocalFiles.list_names
 
     def spy(self: LocalFiles, prefix: str) -> Iterator[str]:
         listed.append(prefix)
         return true(self, prefix)
 
-    monkeypatch.setattr(LocalFiles, "list_prefix", spy)
+    monkeypatch.setattr(LocalFiles, "list_names", spy)
     assert list(stored_numbers(open_array(tmp_path / "a"), (slice(15, 35), slice(0, 10)))) == [10, 20, 30]
     assert listed == ["c/1", "c/2", "c/3"]
 
@@ -583,3 +583,21 @@ def test_stored_numbers_of_shards(sharded: ArraySpec) -> None:
         n for n in range(len(sharded.grid)) if sharded.grid.shard_of(n)[0] in {0, 1, 2}
     ]
     assert list(stored_numbers(_slow(sharded))) == list(stored_numbers(sharded))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_folder_in_place_of_a_chunk_is_an_error_whether_or_not_chunks_are_listed(
+    tmp_path: Path, zarr_format: Any
+) -> None:
+    array = zarr.create_array(str(tmp_path / "a"), shape=(4, 4), chunks=(2, 2), dtype="i2", zarr_format=zarr_format)
+    array[:] = 7
+    spec = open_array(tmp_path / "a")
+    key = tmp_path / "a" / spec.chunk_key((1, 0))
+    key.unlink()
+    key.mkdir()
+    assert list(stored_numbers(spec)) == [0, 1, 2, 3]
+    assert [type(read.error) for read in read_chunks(spec, range(4))] == [
+        *[type(None)] * 2,
+        IsADirectoryError,
+        type(None),
+    ]

@@ -92,6 +92,10 @@ class ByteStore(ABC):
     def list_prefix(self, prefix: str) -> Iterator[str]:
         """Walk all keys below the folder `prefix` ("" for all), in no particular order."""
 
+    def list_names(self, prefix: str) -> Iterator[str]:
+        """Walk all keys below `prefix`, and with them whatever would be in the way of one: reading it must fail."""
+        return self.list_prefix(prefix)
+
     @abstractmethod
     def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
         """Return the names of the folders and of the keys directly below the folder `prefix`."""

@@ -193,6 +193,10 @@ class LocalFiles(ByteStore):
                 os.unlink(entry.path)  # noqa: PTH108  # as above
         self.remove(f"{prefix}/{name}" if prefix else name for name in late)
 
+    def discard(self, folder: str) -> None:
+        """Remove a folder and what is in it."""
+        shutil.rmtree(self._path(folder), ignore_errors=True)
+
     def flush(self) -> None:
         """Have the file system below the directory write all that it still holds in memory."""
         fd = os.open(self._root, os.O_RDONLY)
@@ -203,6 +207,13 @@ class LocalFiles(ByteStore):
 
     def list_prefix(self, prefix: str) -> Iterator[str]:
         """Walk the files below `prefix`; links to folders are followed, each once."""
+        return self._walk(prefix, with_folders=False)
+
+    def list_names(self, prefix: str) -> Iterator[str]:
+        """Walk the files and the folders below `prefix`."""
+        return self._walk(prefix, with_folders=True)
+
+    def _walk(self, prefix: str, *, with_folders: bool) -> Iterator[str]:
         self._check_root()
         folders = [check_key(prefix.strip("/"))]
         linked: set[tuple[int, int]] = set()
@@ -210,9 +221,10 @@ class LocalFiles(ByteStore):
             folder = folders.pop()
             lead = f"{folder}/" if folder else ""
             for entry in self._scan(folder):
-                if not entry.is_dir():
+                is_folder = entry.is_dir()
+                if with_folders or not is_folder:
                     yield lead + entry.name
-                elif not entry.is_symlink() or self._first_visit(lead + entry.name, linked):
+                if is_folder and (not entry.is_symlink() or self._first_visit(lead + entry.name, linked)):
                     folders.append(lead + entry.name)
 
     def _first_visit(self, folder: str, linked: set[tuple[int, int]]) -> bool:

@@ -256,7 +256,7 @@ def _stored_objects(spec: ArraySpec, first: Index, last: Index) -> Iterator[Inde
             yield ()
         return
     for folder in _folders(spec, first, last):
-        for key in store.list_prefix(folder):
+        for key in store.list_names(folder):
             index = _parse_index(key, spec)
             if index is not None and all(i < n for i, n in zip(index, objects.grid_shape, strict=True)):
                 yield index
