@@ -353,6 +353,31 @@ def test_a_trigger_that_was_not_acknowledged_fires_again(reset: bool) -> None:
     assert (again.index, again.data) == (item.index, item.data) == (1, [2, 3] if reset else [0, 1, 2, 3])
 
 
+@given(st.data(), st.booleans())
+def test_groups_of_a_trigger_and_of_a_window_are_done_one_by_one(data: st.DataObject, reset: bool) -> None:
+    plan = ChunkPlan(ChunkGrid((6,), (1,)), (slice(0, 6),))
+    window: Any = Every(6, None, True) if reset else parse_along(plan, None, 0, 6)
+    scene = Scene(plan, Fold(Elements(), lambda index: index[0] % 3, window), {}, ordered=True)
+    answers = scene.start()
+    answers.sent(range(6))
+    answers.passed(None)
+    for number in range(6):
+        scene.settle(answers, number)
+    came: list[Any] = []
+    stops = data.draw(st.lists(st.integers(1, 3), max_size=3))
+    for most in [*stops, 10]:
+        for _ in range(most):
+            item = answers.take(0.0)
+            if item is None:
+                break
+            came.append((item.index, item.data))
+            answers.acknowledge(0.0)
+        answers.take(0.0)  # handed out, and never acknowledged
+        answers = scene.start(answers.dump())
+        answers.passed(None)
+    assert sorted(came) == [((key, 0), [key, key + 3]) for key in range(3)]
+
+
 # -- what a person sees -------------------------------------------------------------------------------
 
 

@@ -240,10 +240,11 @@ class _InWindows:
         self._handed: dict[int, _Account] = {}  # complete, and not done
         self._dead: dict[int, int] = {}  # windows not done that lack a chunk
         self._done = _Done()
+        self._told: dict[int, list[Hashable]] = {}  # of windows not done, the keys that are
         self._next = 0
         self._position: Index | None = (-1,) * len(along.axes)
-        self._ready: deque[tuple[int, WindowResult]] = deque()
-        self._at_consumer: int | None = None
+        self._ready: deque[tuple[int, Hashable, WindowResult]] = deque()
+        self._at_consumer: tuple[int, Hashable] | None = None
         self._look = True
         self.nbytes = 0
 
@@ -300,7 +301,8 @@ class _InWindows:
             self._find()
         if not self._ready:
             return None
-        self._at_consumer, answer = self._ready.popleft()
+        window, key, answer = self._ready.popleft()
+        self._at_consumer = window, key
         return answer
 
     def _find(self) -> None:
@@ -334,6 +336,8 @@ class _InWindows:
         if planned and not partials and not self._grouped:
             partials[()] = self._reducer.create()
         number, region = self._along.index(window), self._along.region(window)
+        for key in self._told.get(window, ()):
+            partials.pop(key, None)
         for key, partial in partials.items():
             answer = WindowResult(
                 (key, number) if self._grouped else number,
@@ -345,7 +349,7 @@ class _InWindows:
                 skipped=skipped,
                 dead=account.dead,
             )
-            self._ready.append((window, answer))
+            self._ready.append((window, key, answer))
         if not partials:
             self._finish(window)
 
@@ -358,14 +362,19 @@ class _InWindows:
         return joined
 
     def acknowledge(self, now: float) -> Iterable[int]:  # noqa: ARG002
-        window, self._at_consumer = self._at_consumer, None
-        if window is None or (self._ready and self._ready[0][0] == window):
-            return ()  # the window has an answer for another key
+        if self._at_consumer is None:
+            return ()
+        window, key = self._at_consumer
+        self._at_consumer = None
+        if self._ready and self._ready[0][0] == window:
+            self._told.setdefault(window, []).append(key)
+            return ()  # there is an answer for another key
         return self._finish(window)
 
     def _finish(self, window: int) -> list[int]:
         """Forget what no window needs any more; return the dead chunks among it."""
         self._done.add(window)
+        self._told.pop(window, None)
         self._look = True
         account = self._handed.pop(window)
         for pane in self._along.panes(window):
@@ -394,12 +403,14 @@ class _InWindows:
             "panes": self._panes,
             "accounts": accounts,
             "done": (self._done.below, sorted(self._done.above)),
+            "told": self._told,
         }
 
     def load(self, state: dict[Any, Any]) -> None:
         if not state:
             return
         self._done = _Done(*state["done"])
+        self._told = state["told"]
         self._next = self._done.below
         self._open = {
             k: _Account(folded=folded, filtered=filtered) for k, (folded, filtered) in state["accounts"].items()
@@ -424,8 +435,8 @@ class _OnTriggers:
         self._number = 0
         self._last = 0.0
         self._ended = False
-        self._ready: deque[WindowResult] = deque()
-        self._handed = False
+        self._ready: deque[tuple[Hashable, WindowResult]] = deque()
+        self._at_consumer: tuple[Hashable, ...] = ()
         self.nbytes = 0
 
     def merge(self, partials: Partials) -> None:
@@ -455,8 +466,9 @@ class _OnTriggers:
                 self._fire(trigger)
         if not self._ready:
             return None
-        self._handed = True
-        return self._ready.popleft()
+        key, answer = self._ready.popleft()
+        self._at_consumer = (key,)
+        return answer
 
     def _trigger(self, now: float) -> str:
         every = self._every
@@ -472,22 +484,24 @@ class _OnTriggers:
         for key, partial in self._partials.items():
             index = (key, self._number) if self._grouped else self._number
             answer = self._reducer.finish(copy.deepcopy(partial))
-            self._ready.append(WindowResult(index, (), answer, trigger, **self._counts))
+            self._ready.append((key, WindowResult(index, (), answer, trigger, **self._counts)))
         if not self._ready:
             self._advance()
 
     def acknowledge(self, now: float) -> Iterable[int]:
         self._last = now
-        if self._handed and not self._ready:
-            self._advance()
+        for key in self._at_consumer:
+            if self._every.reset:
+                del self._partials[key]
+            if not self._ready:
+                self._advance()
+        self._at_consumer = ()
         return ()
 
     def _advance(self) -> None:
-        self._handed = False
         self._number += 1
         self._since = 0
         if self._every.reset:
-            self._partials = {}
             self._counts = dict.fromkeys(self._counts, 0)
 
     def dump(self) -> dict[Any, Any]:
