@@ -11,8 +11,8 @@ JOBS ?= 2
 # Where reports go that people may want to keep.
 RESULTS ?= bench-results
 
-# PyTorch, for the tests marked `torch`. Where there is no build for processors alone it is gigabytes: `make test-all
-# TORCH=` does without it, and leaves those tests out.
+# PyTorch, for the tests marked `torch` and for the benchmark. Where there is no build for processors alone it is
+# gigabytes: `make test-all TORCH=` does without it, and leaves those tests out; `make bench TORCH=` does, too.
 TORCH ?= torch==2.13.0
 
 DEMO_ENV := .venv
@@ -47,10 +47,10 @@ lint: $(TEST_ENV)/.installed ## ruff and mypy
 coverage: $(TEST_ENV)/.installed ## the tests of `make test` with coverage, worst lines shown
 	$(PYTEST) -m "(not slow or sample) and not torch" --cov --cov-report term-missing
 
-bench: $(BENCH_ENV)/.installed ## the important rows at half size, against limits and peers: about 20 minutes
+bench: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## the important rows at half size, against limits and peers: about 20 minutes
 	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS) --important
 
-bench-all: $(BENCH_ENV)/.installed ## every row of the benchmark at full size: an hour or more
+bench-all: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## every row of the benchmark at full size: an hour or more
 	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS)
 
 bench-publish: $(BENCH_ENV)/.installed ## put the figures of the last benchmark into the README
@@ -95,6 +95,10 @@ $(BENCH_ENV)/.requirements: pyproject.toml constraints.txt
 
 $(TEST_ENV)/.torch: $(TEST_ENV)/.requirements | $(TEST_ENV)/.installed
 	$(TEST_ENV)/bin/pip install $(PIP_OPTIONS) '$(TORCH)'
+	@touch $@
+
+$(BENCH_ENV)/.torch: $(BENCH_ENV)/.requirements | $(BENCH_ENV)/.installed
+	$(BENCH_ENV)/bin/pip install $(PIP_OPTIONS) '$(TORCH)'
 	@touch $@
 
 $(DEMO_ENV)/.installed: $(DEMO_ENV)/.requirements $(SOURCES)

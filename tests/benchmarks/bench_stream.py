@@ -71,7 +71,7 @@ def warm_up(row: Row) -> None:
             traceback.print_exc()
             row.contenders.remove(contender)
             row.goals = [goal for goal in row.goals if not isinstance(goal, Ratio) or goal.to != contender.name]
-            row.absent[contender.name] = f"failed: {type(error).__name__}"
+            row.absent[contender.name] = f"failed: {type(error).__name__}: {error}"[:200]
 
 
 def run_row(name: str, row: Row, rounds: int) -> dict[str, Any]:

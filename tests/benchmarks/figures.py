@@ -13,6 +13,7 @@ import re
 import shutil
 import statistics
 import sys
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,25 +143,64 @@ def _note(row: Json) -> str:
 
 
 def readme(result: Json) -> str:
-    """One line for each row, the plots above."""
-    lines = [*_picture("limit", "Shares of the limit of the machine, with the targets"), ""]
-    lines += [*_picture("peers", "Speed-up over other tools, row by row"), ""]
-    lines += ["| row | work | aimed at | reached |", "|---|---|---|---|"]
-    lines += [_line(row) for row in result["rows"]]
-    shorts = [f"- **{row['name']}**: {note}" for row in result["rows"] if (note := _note(row))]
-    if shorts:
-        lines += ["", "What stands in the way of the rows that fall short:", "", *shorts]
-    return "\n".join(lines)
+    """What the README shows: both plots, one line for each row, why rows fall short, and who is ahead."""
+    about, python = result["machine"], result["versions"]["python"]
+    folder = HERE.relative_to(ROOT).as_posix()
+    parts = [
+        _wrapped(
+            f"Measured on {about['cores']} cores with Python {python}: a cluster of as many worker processes with one "
+            "thread each, all contenders of a row taking turns in one run, medians of the rounds, in brackets the "
+            "lowest and the highest. The limit is what bare loops in as many processes reach that read and decode with "
+            "the fastest library call and apply the same function, without Dask."
+        ),
+        _picture("limit", "Shares of the limit and other shares that are aimed at, row by row, with their targets"),
+        "How many times as fast as other tools the stream is, on the same cluster or on as many cores:",
+        _picture("peers", "Speed-up of the stream over each peer, row by row, on a logarithmic scale"),
+        "\n".join(["| row | work | aimed at | reached |", "|---|---|---|---|", *map(_line, result["rows"])]),
+    ]
+    if shorts := [_wrapped(f"- **{row['name']}**: {note}") for row in result["rows"] if (note := _note(row))]:
+        parts += ["What stands in the way of rows that fall short:", "\n".join(shorts)]
+    if ahead := _ahead(result):
+        parts.append(_wrapped(f"Peers that are ahead (the stream's throughput over theirs): {ahead}."))
+    parts.append(
+        _wrapped(
+            f"Every round is in [results.json]({folder}/results.json), every contender in [results.md]({folder}/"
+            "results.md). `make bench` measures the important rows in about 20 minutes, `make bench-all` all of them "
+            "at full size, and `zds bench URL` compares on a store of your own."
+        )
+    )
+    return "\n\n".join(parts)
 
 
-def _picture(name: str, alt: str) -> list[str]:
+def _wrapped(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False, subsequent_indent=indent)
+
+
+def _ahead(result: Json) -> str:
+    """Name the peers that are faster than the stream."""
+    found = []
+    for row in result["rows"]:
+        stream = next((c["name"] for c in row["contenders"] if c["kind"] == "stream"), "")
+        slower = {
+            c["name"].partition(" (")[0]: statistics.median(relative(row, stream, c["name"]))
+            for c in row["contenders"]
+            if c["kind"] == "peer"
+        }
+        words = [f"{name} {ratio:.2f}x" for name, ratio in slower.items() if ratio < 1]
+        found += [f"in *{row['name']}* {', '.join(words)}"] if words else []
+    return "; ".join(found)
+
+
+def _picture(name: str, alt: str) -> str:
     folder = f"{HERE.relative_to(ROOT).as_posix()}/{PLOTS}"
-    return [
+    lines = [
         "<picture>",
         f'  <source media="(prefers-color-scheme: dark)" srcset="{folder}/{name}-dark.svg">',
         f'  <img alt="{alt}" src="{folder}/{name}-light.svg">',
         "</picture>",
     ]
+    return "\n".join(lines)
 
 
 def _line(row: Json) -> str:

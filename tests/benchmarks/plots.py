@@ -4,9 +4,10 @@ What tells things apart is place, shape and words; colour only helps. The colour
 people see apart whatever their eyes; all text has a contrast of at least 4.5 to what is behind it (WCAG 2, AA).
 """
 
+import io
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,18 @@ def _luminance(colour: str) -> float:
 def write(result: Json, folder: Path) -> None:
     """Write every plot for every theme."""
     folder.mkdir(parents=True, exist_ok=True)
-    # The same results make the same file; letters become outlines, so that every reader sees the same.
-    settings: Any = {"svg.hashsalt": "benchmarks", "svg.fonttype": "path", "font.size": 9.5}
     for name, theme in THEMES.items():
-        with mpl.rc_context(settings):
-            for kind, draw in (("limit", shares), ("peers", speedups)):
-                figure = draw(result, theme)
-                figure.savefig(folder / f"{kind}-{name}.svg", metadata={"Date": None}, facecolor=theme.page)
+        for kind, draw in PLOTS.items():
+            (folder / f"{kind}-{name}.svg").write_bytes(svg(draw, result, theme))
+
+
+def svg(draw: Callable[[Json, Theme], Figure], result: Json, theme: Theme) -> bytes:
+    """Draw a plot: the same results make the same bytes, and letters are outlines, so that all readers see the same."""
+    settings: Any = {"svg.hashsalt": "benchmarks", "svg.fonttype": "path", "font.size": 9.5}
+    file = io.BytesIO()
+    with mpl.rc_context(settings):
+        draw(result, theme).savefig(file, format="svg", metadata={"Date": None}, facecolor=theme.page)
+    return file.getvalue()
 
 
 # -- shares -------------------------------------------------------------------------------------------
@@ -175,3 +181,7 @@ def _beside(ax: Axes, text: str, place: int, theme: Theme) -> None:
 
 def _label(ax: Axes, theme: Theme, text: str) -> None:
     ax.set_xlabel(text, color=theme.faint, fontsize=8.5)
+
+
+#: How to draw them, by the names of their files.
+PLOTS = {"limit": shares, "peers": speedups}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.contest import Row
 from benchmarks.guarded_rows import supervise
+from benchmarks.loaded_rows import dataset, loader
 from benchmarks.local_rows import client_processes, client_threads, large, ordered, sharded, small, small_v2
 from benchmarks.places import Bench
 from benchmarks.planned_rows import engine, latency, memory, scale, sparse
@@ -28,6 +29,8 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "memory": memory,
     "supervise": supervise,
     "reduce": reduce,
+    "loader": loader,
+    "dataset": dataset,
 }
 
 #: What `make bench` runs, and at which scale.
@@ -45,4 +48,6 @@ IMPORTANT = {
     "latency": 1.0,
     "supervise": 0.5,
     "reduce": 0.125,
+    "loader": 0.5,
+    "dataset": 0.5,
 }
