@@ -17,7 +17,8 @@ def plans(draw: st.DrawFn, max_dims: int = 3) -> ChunkPlan:
     for n in shape:
         start = draw(st.integers(0, n - 1))
         box.append(slice(start, draw(st.integers(start + 1, n))))
-    return ChunkPlan(ChunkGrid(shape, chunks), tuple(box))
+    origin = tuple(draw(st.integers(0, part.start)) for part in box) if draw(st.booleans()) else None
+    return ChunkPlan(ChunkGrid(shape, chunks, origin=origin), tuple(box))
 
 
 @st.composite

@@ -174,16 +174,16 @@ class Along:
         """Walk the windows that share elements with the chunks at a position."""
         ranges = []
         for axis, line, at in zip(self.axes, self._lines, position, strict=True):
-            first, chunk = self.box[axis].start, self.grid.chunks[axis]
-            start = max(at * chunk - first, 0)
-            ranges.append(line.over(start, min((at + 1) * chunk - first, line.length)))
+            chunk, begin = self.grid.chunks[axis], self.grid.begin[axis] - self.box[axis].start
+            start = max(begin + at * chunk, 0)
+            ranges.append(line.over(start, min(begin + (at + 1) * chunk, line.length)))
         return map(self._join, itertools.product(*ranges))
 
     def chunks(self, number: int) -> tuple[range, ...]:
         """Return the grid indices of the chunks that a window takes in, axis by axis."""
         return tuple(
-            range(part.start // chunk, -(-part.stop // chunk))
-            for part, chunk in zip(self.region(number), self.grid.chunks, strict=True)
+            range((part.start - begin) // chunk, -((begin - part.stop) // chunk))
+            for part, chunk, begin in zip(self.region(number), self.grid.chunks, self.grid.begin, strict=True)
         )
 
     def planned(self, plan: ChunkPlan, number: int) -> int:
