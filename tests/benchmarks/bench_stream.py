@@ -49,15 +49,27 @@ Round = dict[str, dict[str, Any]]
 def measure(row: Row, contender: Contender) -> dict[str, Any]:
     """Let one contender do the work once, and see that it was the right work."""
     gc.collect()
+    before = _processor_s()
     begin = time.perf_counter()
     outcome = contender.run()
     elapsed = time.perf_counter() - begin
+    cpu_s = _processor_s() - before
     seconds = elapsed if outcome.seconds is None else outcome.seconds
     if outcome.total is not None:
         expected = row.expected.setdefault(contender.work, outcome.total)
         if not math.isclose(outcome.total, expected, rel_tol=1e-4):
             raise RuntimeError(f"{contender.name} came to a total of {outcome.total}, others to {expected}")
-    return {"seconds": seconds, "chunks": outcome.chunks, "figures": dict(outcome.figures)}
+    return {"seconds": seconds, "cpu_s": cpu_s, "chunks": outcome.chunks, "figures": dict(outcome.figures)}
+
+
+def _processor_s() -> float:
+    """Return the processor time of this process and all it started: clusters, loops, servers."""
+    me = psutil.Process()
+    spent = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            spent += sum(process.cpu_times()[: 4 if process is me else 2])
+    return spent
 
 
 def warm_up(row: Row) -> None:

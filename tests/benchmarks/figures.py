@@ -116,16 +116,20 @@ def versions(result: Json) -> str:
 def _section(row: Json) -> list[str]:
     first = row["contenders"][0]["name"]
     measured = row["measured"]
-    lines = [f"## {row['name']}", "", f"{row['work']}.", "", f"| | chunks/s | µs a chunk | of {first} |"]
-    lines += ["|---|---:|---:|---:|"]
+    lines = [
+        f"## {row['name']}",
+        "",
+        f"{row['work']}.",
+        "",
+        f"| | chunks/s | µs a chunk | of processors | of {first} |",
+    ]
+    lines += ["|---|---:|---:|---:|---:|"]
     for contender in row["contenders"]:
         values, share = rates(row, contender["name"]), relative(row, contender["name"], first)
         middle = statistics.median(values)
         spread = f"[{number(min(values))} - {number(max(values))}]"
-        lines.append(
-            f"| {contender['name']} | {number(middle)} {spread} | {number(1e6 / middle)} "
-            f"| {number(statistics.median(share))} |"
-        )
+        costs = f"{number(1e6 / middle)} | {_processor(row, contender)} | {number(statistics.median(share))}"
+        lines.append(f"| {contender['name']} | {number(middle)} {spread} | {costs} |")
     lines += ["", "| aimed at | reached | |", "|---|---:|---|"]
     lines += [f"| {goal['aim']} | {reached(goal)} | {_verdict(goal)} |" for goal in row["goals"]]
     if note := _note(row):
@@ -135,6 +139,14 @@ def _section(row: Json) -> list[str]:
     state = f", at {measured['commit']}" if measured["commit"] else ""
     lines += ["", f"{len(row['rounds'])} rounds at scale {row['scale']:g}, {measured['at']} UTC{state}."]
     return lines
+
+
+def _processor(row: Json, contender: Json) -> str:
+    """Return the processor time of a chunk in µs, all processes together, where it was measured."""
+    runs = [round_[contender["name"]] for round_ in row["rounds"]]
+    if any("cpu_s" not in run for run in runs):
+        return "-"
+    return number(statistics.median(1e6 * run["cpu_s"] / run["chunks"] for run in runs))
 
 
 def _note(row: Json) -> str:
