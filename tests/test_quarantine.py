@@ -90,6 +90,17 @@ def test_the_price_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 20])
+def test_a_death_that_proves_nothing_is_no_blame_but_has_its_price(count: int) -> None:
+    quarantine = quarantine_of(worker_budget=5)
+    numbers = tuple(range(count))
+    for turn in range(6):
+        batch = batch_of(*numbers, suspect=True)
+        sentences = quarantine.lost(batch, BatchLost(batch.id, "its worker died", proven=False), 0.0)
+        assert sentences[-1] == Again(numbers, 0.0, alone=True, suspect=True)
+        assert isinstance(sentences[0], Stop) == (turn == 5)
+
+
+@pytest.mark.parametrize("count", [1, 20])
 def test_what_vanishes_without_a_death_comes_back_in_pieces_and_not_for_ever(count: int) -> None:
     quarantine = quarantine_of()
     queue = [tuple(range(count))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -111,6 +112,39 @@ def test_verify_names_the_damaged_chunks(
     assert {json.loads(line)["index"][0] for line in letters.read_text().splitlines()} == set(bad)
 
 
+# -- death ------------------------------------------------------------------------------------------------
+
+
+def deadly(guilty: set[int]) -> Any:
+    """Return a function of which a worker dies for some chunks; travels by value."""
+
+    def die(chunk: zds.Chunk) -> Any:
+        if chunk.index[0] in guilty:
+            os._exit(3)
+        time.sleep(0.01)
+        return chunk.data
+
+    return die
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 4])
+def test_of_many_chunks_that_kill_each_is_named_and_no_other(
+    leak_check: LeakCheck, start_tcp_cluster: StartCluster, tmp_path: Path, threads: int
+) -> None:
+    url, guilty = str(tmp_path / "rows.zarr"), {3, 4, 60, 61, 62, 130, 291}
+    data = write_rows(url, COUNT)
+    cluster = start_tcp_cluster(workers=2, worker_arguments=["--nanny", "--nthreads", str(threads)])
+    with connect(cluster) as client, within(220):
+        policy = zds.RetryPolicy(worker_budget=100)
+        stream = zds.stream_chunks(url, client=client, ordered=False, on_error="skip", retry=policy)
+        stream = stream.map(deadly(guilty))
+        out = assemble_rows(stream, data)
+        assert_rest_there(stream.report, out, data, guilty)
+        assert all("its process exited with code 3" in letter.message for letter in stream.report.dead_letters)
+        assert_no_keys(client)
+
+
 # -- memory -----------------------------------------------------------------------------------------------
 
 
@@ -144,7 +178,7 @@ def test_a_chunk_that_takes_too_much_memory_is_given_up_alone(
         assert_rest_there(stream.report, out, data, guilty)
         (letter,) = stream.report.dead_letters
         assert letter.category == "cluster"
-        assert "died" in letter.message
+        assert "MiB, too near to its memory limit" in letter.message
         assert_no_keys(client)
 
 

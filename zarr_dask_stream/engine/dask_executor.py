@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from dask.delayed import delayed
 from zarr_dask_stream.engine.cluster import close_cluster, in_dask_task
 from zarr_dask_stream.engine.events import Batch, BatchLost, Input, Threads, Tick
 from zarr_dask_stream.engine.gather import Arrived, Gatherer, soon, unpack_inputs
-from zarr_dask_stream.engine.obituaries import Obituaries
+from zarr_dask_stream.engine.obituaries import BEGINNINGS, Obituaries
 from zarr_dask_stream.engine.payload import pack_work, package_version, remote_batch
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.errors import ClusterError, UsageError
@@ -59,9 +60,12 @@ class DaskExecutor:
         self._own_cluster = own_cluster
         self._payload = pack_work(work)
         self._shared: distributed.Future[Any] | None = None
-        self._workers: tuple[str, ...] = ()
+        self._workers: dict[str, int] = {}
         self._suspects: deque[Batch] = deque()
         self._bound: dict[str, int] = {}
+        self._binding: dict[int, Batch] = {}
+        self._begun: dict[int, str] = {}
+        self._tainted: set[str] = set()
         self._obituaries: Obituaries | None = None
         self._gatherer = Gatherer(client, self._cause)
         self._errands: set[asyncio.Task[None]] = set()
@@ -123,7 +127,13 @@ class DaskExecutor:
         place = {} if worker is None else {"workers": [worker], "allow_other_workers": False}
         try:
             payload = self._work_to_send()
-            tasks = [self._task(payload, batch.ranges, version, dask_key_name=self._key(batch)) for batch in batches]
+            tasks = [
+                self._task(
+                    *(payload, batch.ranges, version, *([BEGINNINGS] if batch.suspect else [])),
+                    dask_key_name=self._key(batch),
+                )
+                for batch in batches
+            ]
             futures: list[distributed.Future[Any]] = self._client.compute(
                 tasks, optimize_graph=False, fifo_timeout="0s", **place
             )
@@ -256,27 +266,37 @@ class DaskExecutor:
 
     def _queue_suspects(self, suspects: list[Batch]) -> None:
         self._suspects.extend(suspects)
-        try:
-            self._send_suspects()
-        except ClusterError as error:
-            self._problem = error  # for who waits next
+        self._send_suspects()
 
     def _send_suspects(self) -> None:
         """Bind each waiting suspect to a worker of its own: if that dies, it was this batch or bad luck."""
         # Where there is no worker at all, one suspect goes out unbound: an adaptive cluster starts workers for
         # tasks it can see. Until that is back, any worker may get it.
-        for worker in self._workers or (_NOWHERE,):
+        for worker in list(self._workers) or [_NOWHERE]:
             if not self._suspects or _NOWHERE in self._bound:
                 return
             if worker not in self._bound:
                 batch = self._suspects.popleft()
                 self._bound[worker] = batch.id
-                if worker:
-                    self._attend(worker)
-                self._register([batch], self._compute([batch], worker or None))
+                self._binding[batch.id] = batch
+                self._later(self._send_bound(batch, worker))
+
+    async def _send_bound(self, batch: Batch, worker: str) -> None:
+        """Send a suspect to its worker, once somebody watches what becomes of that."""
+        if worker and self._obituaries is not None:
+            await self._obituaries.attend(self._client, worker)
+        if self._binding.pop(batch.id, None) is None:
+            return  # it was called back, or the worker is gone
+        try:
+            self._register([batch], self._compute([batch], worker or None))
+        except ClusterError as error:
+            self._problem = error  # for who waits
+            self._ring()
 
     def _cancel(self, batches: tuple[int, ...]) -> None:
         self._suspects = deque(batch for batch in self._suspects if batch.id not in batches)
+        for batch in batches:
+            self._binding.pop(batch, None)
         self._unbind(batches)
         futures = [self._futures.pop(batch) for batch in batches if batch in self._futures]
         if futures:
@@ -287,10 +307,6 @@ class DaskExecutor:
         errand = asyncio.ensure_future(coroutine)
         self._errands.add(errand)
         errand.add_done_callback(self._errands.discard)
-
-    def _attend(self, worker: str) -> None:
-        if self._obituaries is not None:
-            self._later(self._obituaries.attend(self._client, worker))
 
     async def _cause(self, worker: str) -> str:
         return "" if self._obituaries is None else await self._obituaries.cause(worker)
@@ -363,10 +379,15 @@ class DaskExecutor:
 
     async def _fetch(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | Arrived]:
         inputs, rest = await self._gatherer.fetch(futures)
+        inputs = [self._doubt(one) if isinstance(one, BatchLost) else one for one in inputs]
         if rest:  # on its own: what is here already should not wait for it
             self._gathers.add(asyncio.ensure_future(self._fetch_slowly(rest)))
         self._forget(batch for batch in futures if batch not in rest)
         return inputs
+
+    def _doubt(self, lost: BatchLost) -> BatchLost:
+        """Acquit a batch that had not begun on the worker that died: Dask blames all that it had in its queue."""
+        return dataclasses.replace(lost, proven=lost.worker != "" and self._begun.get(lost.batch) == lost.worker)
 
     async def _fetch_slowly(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | Arrived]:
         inputs = await self._gatherer.through_scheduler(futures)
@@ -390,7 +411,7 @@ class DaskExecutor:
         except (OSError, AttributeError):
             return  # `_check_alive` has the say on a connection that is gone
         workers, threads = len(ncores), sum(ncores.values())
-        self._workers = tuple(ncores)
+        self._workers = dict(ncores)
         for worker in [worker for worker in self._bound if worker and worker not in ncores]:
             self.worker_removed(worker, frozenset(), expected=True)  # it was gone before its suspect began
         if workers:
@@ -407,11 +428,19 @@ class DaskExecutor:
         gone = set(batches)
         for worker in [worker for worker, batch in list(self._bound.items()) if batch in gone]:
             self._bound.pop(worker, None)
+        for batch in gone:
+            self._begun.pop(batch, None)
+
+    def suspect_begun(self, key: str, worker: str) -> None:
+        """Hear that a suspect is at work."""
+        batch = self._batch_of.get(key)
+        if batch is not None:
+            self._begun[batch] = worker
 
     def worker_added(self, worker: str) -> None:
         """Hear that a worker has joined; it may be about to get a suspect that is bound to none."""
-        if _NOWHERE in self._bound:
-            self._attend(worker)
+        if _NOWHERE in self._bound and self._obituaries is not None:
+            self._later(self._obituaries.attend(self._client, worker))
 
     def worker_removed(self, worker: str, keys: Container[str], *, expected: bool) -> None:
         """Hear that a worker is gone, and take its batches back before Dask lets them meet another one.
@@ -420,18 +449,20 @@ class DaskExecutor:
         kills its worker would cost four. A worker that was told to leave is left to Dask.
         """
         bound = self._bound.pop(worker, None)
-        suspects = {bound, *self._bound.values()}
-        self._workers = tuple(known for known in self._workers if known != worker)
+        threads = self._workers.pop(worker, 1)
+        if bound in self._binding:
+            self._suspects.appendleft(self._binding.pop(bound))
         if not expected:
             self._lost_early.update((key, worker) for key in list(self._unregistered) if key in keys)
         ours = list(self._batch_of.items())
         lost = {batch: key for key, batch in ours if batch == bound or (key in keys and not expected)}
+        # A task that was taken back from another worker may have been started here before that was heard of.
+        others = threads > 1 and any(key in keys for key in self._tainted)
         self._gatherer.interrupt()
-        self._lose(lost, worker, deaths=0 if expected else 1, suspects=suspects)
+        self._lose(lost, worker, deaths=0 if expected else 1, others=others)
 
-    def _lose(self, lost: dict[int, str], worker: str, *, deaths: int, suspects: Container[int | None] = ()) -> None:
+    def _lose(self, lost: dict[int, str], worker: str, *, deaths: int, others: bool = False) -> None:
         """Give up tasks that went with their worker."""
-        self._unbind(lost)
         futures = []
         for batch, key in lost.items():
             self._batch_of.pop(key, None)
@@ -439,18 +470,23 @@ class DaskExecutor:
             if future is None:
                 continue
             futures.append(future)
-            if deaths and batch in suspects:
-                self._gathers.add(asyncio.ensure_future(self._inquire(batch, worker)))
+            if deaths:
+                self._tainted.add(key)
+            if deaths and batch in self._begun:
+                proven = self._begun[batch] == worker and future.status != "finished" and not others
+                self._gathers.add(asyncio.ensure_future(self._inquire(batch, worker, proven=proven)))
             else:
-                self._inputs.append(BatchLost(batch, f"worker {worker} died", None, deaths, worker))
+                self._inputs.append(BatchLost(batch, f"worker {worker} died", None, deaths, worker, proven=False))
+        self._unbind(lost)
         if futures:
             # Cancelling also wakes whoever waits for these futures.
             self._later(self._call_back(futures))
 
-    async def _inquire(self, batch: int, worker: str) -> list[Input | Arrived]:
+    async def _inquire(self, batch: int, worker: str, *, proven: bool) -> list[Input | Arrived]:
         """Report a suspect's death with its cause."""
         cause = await self._cause(worker)
-        return [BatchLost(batch, f"worker {worker} died" + (f": {cause}" if cause else ""), None, 1, worker)]
+        reason = f"worker {worker} died" + (f": {cause}" if cause else "")
+        return [BatchLost(batch, reason, None, 1, worker, proven)]
 
     def _check_alive(self) -> None:
         status = self._client.status

@@ -115,6 +115,7 @@ class BatchStats:
     bytes_stored: int = 0
     bytes_decoded: int = 0
     bytes_result: int = 0
+    bytes_written: int = 0
     latency: dict[int, int] = field(default_factory=dict)
     worker: str = ""
     zombies: int = 0
@@ -203,13 +204,17 @@ class BatchDone:
 
 @dataclass(frozen=True, slots=True)
 class BatchLost:
-    """A batch did not come back: its worker died, or the task itself could not run."""
+    """A batch did not come back: its worker died, or the task itself could not run.
+
+    A death is `proven` unless something else was or may have been at work when the worker died.
+    """
 
     batch: int
     reason: str
     error: BaseException | None = None
     deaths: int = 1
     worker: str = ""
+    proven: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Container
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
-__all__ = ["Mourner", "Obituaries", "describe_exit"]
+__all__ = ["BEGINNINGS", "Mourner", "Obituaries", "describe_exit"]
 
+BEGINNINGS = "zds-suspect-begins"  # where suspects say that they are at work
 _EXITS = "zds-worker-exit"  # what nannies say there is about a worker process that ended
 _MEMORY = "worker-restart-memory"  # the same of workers that they ended for their memory; the name is Dask's
 _INQUEST_S = 3.0  # how long a nanny may take to tell of what its worker died
@@ -25,6 +26,14 @@ _KEPT = 256  # causes of death to remember
 
 class Mourner(Protocol):
     """Who wants to know."""
+
+    def worker_added(self, worker: str) -> None:
+        """Hear that a worker has joined."""
+        ...
+
+    def suspect_begun(self, key: str, worker: str) -> None:
+        """Hear that a suspect, and not what was before it in the queue, is at work."""
+        ...
 
     def worker_removed(self, worker: str, keys: Container[str], *, expected: bool) -> None:
         """Hear that a worker is gone, and which tasks it had."""
@@ -43,9 +52,15 @@ class Obituaries:
         self.mourners: WeakSet[Mourner] = WeakSet()
         self._causes: dict[str, str] = {}
         self._attended: dict[str, int | None] = {}  # workers whose nanny will tell, and their memory limits
+        self._unattended: set[str] = set()
         self._news = asyncio.Event()
         self._connection = client.scheduler_comm
-        self._handlers = {"all": self._hear, _MEMORY: self._hear_memory, _EXITS: self._hear_exit}
+        self._handlers = {
+            "all": self._hear,
+            _MEMORY: self._hear_memory,
+            _EXITS: self._hear_exit,
+            BEGINNINGS: self._hear_beginning,
+        }
         known = client._event_handlers  # noqa: SLF001  # there is no public way to ask
         self._earlier = {topic: known[topic] for topic in self._handlers if known.get(topic, _deaf) is not _deaf}
         self._subscribe(client)
@@ -102,6 +117,9 @@ class Obituaries:
     # -- what is heard ------------------------------------------------------------------------------
 
     def _hear(self, message: dict[str, Any]) -> None:
+        if message.get("action") == "add-worker":
+            for mourner in list(self.mourners):
+                mourner.worker_added(message["worker"])
         if message.get("action") != "remove-worker":
             return
         worker = message["worker"]
@@ -120,6 +138,10 @@ class Obituaries:
     def _hear_exit(self, message: dict[str, Any]) -> None:
         self._learn(message.get("worker"), describe_exit(message.get("code")))
 
+    def _hear_beginning(self, message: dict[str, Any]) -> None:
+        for mourner in list(self.mourners):
+            mourner.suspect_begun(message["key"], message["worker"])
+
     def _learn(self, worker: Any, cause: str) -> None:
         # The first is the cause: who is ended for his memory has an exit code too.
         self._causes.setdefault(str(worker), cause)
@@ -131,13 +153,15 @@ class Obituaries:
 
     async def attend(self, client: Any, worker: str) -> None:
         """Ask the nanny of a worker to tell how it ends, where there is a nanny."""
-        if worker in self._attended:
+        if worker in self._attended or worker in self._unattended:
             return
         with contextlib.suppress(Exception):  # it is no more than a better message
             question = client.run(_watch(_EXITS), workers=[worker], nanny=True, on_error="ignore")
             answers = await asyncio.wait_for(question, _INQUEST_S)
             if answers:
                 self._attended[worker] = answers[worker]
+            else:
+                self._unattended.add(worker)
 
     async def cause(self, worker: str) -> str:
         """Say of what a worker died, "" where nobody knows; wait a little where somebody does."""
@@ -194,11 +218,11 @@ def _watch(topic: str) -> Callable[..., int | None]:
         process = dask_worker.process
         if process is None or getattr(process, "zds_watched", False):
             return limit
-        told, worker = process.on_exit, process.worker_address
+        told = process.on_exit
 
         def tell(code: Any) -> None:
             try:
-                dask_worker.log_event(topic, {"worker": worker, "code": code})
+                dask_worker.log_event(topic, {"worker": process.worker_address, "code": code})
             finally:
                 if told is not None:
                     told(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -21,6 +23,8 @@ from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.selection import ChunkPlan
 
 __all__ = ["delayed_chunks", "pack_work", "package_version", "remote_batch"]
+
+_ANNOUNCE_S = 5.0  # how long a scheduler may take to hear that a suspect begins
 
 
 @functools.lru_cache(maxsize=32)
@@ -45,11 +49,14 @@ def _by_name(function: str) -> Callable[..., Any]:
 
 
 def remote_batch() -> Any:
-    """Return the delayed function ``(payload, ranges, version)`` that runs one batch on a worker."""
+    """Return the delayed function ``(payload, ranges, version, topic="")`` that runs one batch on a worker.
+
+    Where there is a `topic`, it says there that it begins, before it does.
+    """
     return delayed(_by_name("_run_on_worker"), pure=False)
 
 
-def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> Any:
+def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str, topic: str = "") -> Any:
     """Run one batch as a Dask task; the only thing of ours that Dask ever calls."""
     here = package_version()
     worker = distributed.get_worker()
@@ -60,6 +67,8 @@ def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> A
         )
     key: Any = getattr(thread_state, "key", None)
     tasks = worker.state.tasks
+    if topic:
+        _announce(worker, topic, key)
 
     def cancelled() -> bool:
         task = tasks.get(key)
@@ -67,6 +76,13 @@ def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str) -> A
 
     result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
     return result if worker.address.startswith("inproc://") else pack_result(result)
+
+
+def _announce(worker: Any, topic: str, key: Any) -> None:
+    """Say that a task begins, and wait until the scheduler knows: this process may be about to die."""
+    word = worker.scheduler.log_event(topic=topic, msg={"key": key, "worker": worker.address})
+    with contextlib.suppress(Exception):  # then nobody is blamed for a death
+        asyncio.run_coroutine_threadsafe(word, worker.loop.asyncio_loop).result(_ANNOUNCE_S)
 
 
 @functools.cache

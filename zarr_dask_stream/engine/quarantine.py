@@ -130,6 +130,8 @@ class Quarantine:
         self._workers_spent += event.deaths
         if self._workers_spent > self._policy.worker_budget:
             return [Stop(self._too_many(batch, event)), Again(_numbers(batch), now, alone=True, suspect=True)]
+        if not event.proven:
+            return [Again(_numbers(batch), now, alone=True, suspect=True)]
         if batch.count > 1:
             return _in_pieces(_numbers(batch), now, suspect=True)
         return self._lost_alone(batch.ranges[0][0], event, now)
