@@ -134,8 +134,34 @@ def test_what_does_not_fit_the_array_is_wrong_usage(url: str, args: list[str]) -
     sentence(run("stats", url, "--path", "good", *args), 2)
 
 
+@pytest.mark.parametrize("name", ["info", "stats", "verify", "bench"])
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("nowhere.zarr", "there is no directory"),
+        ("folder", "there is no zarr array at"),
+        ("file.py", "file.py is a file, or said to be inside one: a directory or a .zip file"),
+        ("file.py/below", "file.py/below is a file, or said to be inside one"),
+        ("broken.zip", "is not a zip file"),
+        ("half.zarr", "is not valid JSON"),
+        ("locked.zarr", "the store can't be read"),
+    ],
+)
+def test_what_is_no_array_is_one_sentence_and_exit_code_3(tmp_path: Path, name: str, place: str, says: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.py").write_text("x = 1")
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    (tmp_path / "half.zarr").mkdir()
+    (tmp_path / "half.zarr" / "zarr.json").write_text('{"zarr_format": 3,')
+    (tmp_path / "locked.zarr").mkdir()
+    (tmp_path / "locked.zarr" / "zarr.json").symlink_to("zarr.json")  # what fails for everybody, root included
+    text = sentence(run(name, str(tmp_path / place)), 3)
+    assert says in text
+    assert "Errno" not in text
+
+
 def test_a_group_where_an_array_is_needed_names_the_arrays(url: str) -> None:
-    text = sentence(run("stats", url), 2)
+    text = sentence(run("stats", url), 3)
     assert "'good'" in text
     assert "'deep/sparse'" in text
 
@@ -410,6 +436,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(url: str, start: Start) -> None:
+    process = start(*ZDS, "run", "builtins:repr", url, "--path", "good", "--concurrency", "1")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(30) == 141
 
 
 @pytest.mark.cluster

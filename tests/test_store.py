@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import multiprocessing
 import os
 import pickle
+import sys
 import threading
 import traceback
 import zipfile
@@ -408,6 +410,43 @@ def test_of_a_quoted_answer_only_code_and_message_are_kept(code: str, kind: type
     built = builtin_error(error, "reading x", [])
     assert type(built) is kind
     assert built.strerror == f"reading x: GenericError {code}: No good."
+
+
+# -- packages that are not there ------------------------------------------------------------------
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function after which packages can't be imported, as if they were not installed."""
+
+    loaded = importlib.import_module("fsspec.registry")._registry  # `fsspec.registry` itself is a view of it
+
+    def lack(*packages: str) -> None:
+        for name in [*sys.modules, *packages]:
+            if name.partition(".")[0] in packages:
+                monkeypatch.setitem(sys.modules, name, None)
+        for protocol in ("s3", "s3a", "http", "https"):
+            monkeypatch.delitem(loaded, protocol, raising=False)
+        for name in [name for name in sys.modules if name == "fsspec.implementations.http"]:
+            monkeypatch.delitem(sys.modules, name)
+
+    return lack
+
+
+@pytest.mark.parametrize(
+    ("url", "packages", "says"),
+    [
+        ("s3://bucket/a.zarr", ["s3fs", "obstore"], "needs s3fs.*pip install 'zarr-dask-stream\\[s3\\]'"),
+        ("simplecache::s3://bucket/a.zarr", ["s3fs"], "needs s3fs.*pip install 'zarr-dask-stream\\[s3\\]'"),
+        ("https://host/a.zarr", ["aiohttp"], "needs aiohttp.*pip install 'zarr-dask-stream\\[http\\]'"),
+        ("gs://bucket/a.zarr", ["gcsfs"], "gs://bucket/a.zarr needs a package.*gcsfs"),
+        ("az://bucket/a.zarr", ["adlfs"], "az://bucket/a.zarr needs a package.*adlfs"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named(url: str, packages: list[str], says: str, lacking: Any) -> None:
+    lacking(*packages)
+    with pytest.raises(UsageError, match=says):
+        StoreSpec.parse(url).open()
 
 
 # -- HTTP -----------------------------------------------------------------------------------------

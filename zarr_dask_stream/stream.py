@@ -232,7 +232,13 @@ def store_errors() -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(f"the store can't be read: {error}") from error
+        raise StoreError(f"the store can't be read: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Return what an error says, without the number that Python puts before it."""
+    where = "" if error.filename is None else f": {error.filename}"
+    return f"{error.strerror}{where}" if error.strerror else str(error)
 
 
 class ChunkStream(Generic[T_co]):

@@ -25,7 +25,11 @@ from zarr_dask_stream.errors import ClusterError, StoreError, UsageError
 
 __all__ = ["main", "zds"]
 
-_USAGE, _UNREACHABLE, _BUG, _INTERRUPTED, _TERMINATED = 2, 3, 70, 130, 143
+_USAGE, _UNREACHABLE, _BUG, _INTERRUPTED, _UNREAD, _TERMINATED = 2, 3, 70, 130, 141, 143
+
+
+class _Unread(Exception):  # noqa: N818  # no error: `zds stats ... | head -1` is a sane thing to write
+    """Standard output was closed by whoever read it."""
 
 
 class _Commands(click.Group):
@@ -53,6 +57,15 @@ class _Commands(click.Group):
             return code
         sys.exit(code)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; whoever reads its output may have seen enough."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise _Unread from error
+        return code
+
 
 def _explain(error: BaseException) -> int:
     """Say what went wrong and return the exit code."""
@@ -69,6 +82,10 @@ def _judge(error: BaseException) -> tuple[int, str]:
             return _INTERRUPTED, "interrupted"
         case Terminated():
             return _TERMINATED, "terminated"
+        case _Unread():
+            # What is still buffered has nowhere to go; Python would complain of that when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _UNREAD, ""
         case SystemExit(code=code):
             return code if isinstance(code, int) else 1, ""
         case click.UsageError(ctx=ctx):
@@ -95,8 +112,8 @@ def _set_logging(*, debug: bool) -> None:
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 done but for some chunks, 2 wrong usage, 3 store or cluster out of reach, "
-    "130 interrupted.",
+    epilog="Exit codes: 0 done, 1 done but for some chunks, 2 wrong usage, 3 no such array, or store or cluster out of "
+    "reach, 130 interrupted.",
 )
 @click.version_option(importlib.metadata.version("zarr-dask-stream"), "--version", "-V", prog_name="zds")
 def zds() -> None:

@@ -15,10 +15,11 @@ from rich.text import Text
 from zarr_dask_stream.cli.options import StoreRequest, output_options, store_options
 from zarr_dask_stream.cli.present import facts, one_line, print_json, screen, show
 from zarr_dask_stream.errors import StoreError
-from zarr_dask_stream.source.array import ArraySpec, ArraySummary, list_arrays, open_array
-from zarr_dask_stream.source.metadata import find_node, join
+from zarr_dask_stream.source.array import ArraySpec, ArraySummary, list_arrays, locate, open_array
+from zarr_dask_stream.source.metadata import join
 from zarr_dask_stream.source.reader import stored_numbers
 from zarr_dask_stream.source.store import StoreSpec
+from zarr_dask_stream.stream import store_errors
 from zarr_dask_stream.watch.report import human_bytes
 
 __all__ = ["info"]
@@ -32,15 +33,14 @@ _AT_ONCE = 16  # metadata documents asked for together: a remote store answers e
 @output_options
 def info(request: StoreRequest, *, stored: bool, as_json: bool, debug: bool) -> int:  # noqa: ARG001  # main reads debug
     """Describe an array, or list the arrays of a group. Only metadata is read."""
-    store = StoreSpec.parse(request.url, request.storage_options)
-    node = find_node(store.open(), request.path.strip("/"))
-    if node is None or not node.is_array:
-        arrays = list_arrays(request.url, path=request.path, storage_options=request.storage_options)
-        if arrays or node is not None:
-            _show_group(request, arrays, stored=stored, as_json=as_json)
-            return 0
-    spec = _open(request, request.path)
-    about = _describe(spec, stored=stored)
+    with store_errors():
+        _, node = locate(StoreSpec.parse(request.url, request.storage_options), request.path.strip("/"))
+        if node is None or not node.is_array:
+            arrays = list_arrays(request.url, path=request.path, storage_options=request.storage_options)
+            if arrays or node is not None:
+                _show_group(request, arrays, stored=stored, as_json=as_json)
+                return 0
+        about = _describe(_open(request, request.path), stored=stored)
     if as_json:
         print_json(about)
     else:

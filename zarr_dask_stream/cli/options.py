@@ -24,7 +24,7 @@ from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.hedging import Hedge
-from zarr_dask_stream.stream import ChunkStream, stream_chunks
+from zarr_dask_stream.stream import ChunkStream, store_errors, stream_chunks
 
 __all__ = [
     "StoreRequest",
@@ -74,7 +74,8 @@ class StreamRequest(StoreRequest):
         """Read the array's metadata: a mistyped URL should be told at once, not after a cluster has started."""
         if self.scheduler and self.workers:
             raise UsageError("--scheduler names a cluster and --workers starts one: give one of them")
-        spec = open_array(self.url, path=self.path, storage_options=self.storage_options)
+        with store_errors():
+            spec = open_array(self.url, path=self.path, storage_options=self.storage_options)
         if self.where is not None:
             self.where.check(len(spec.shape))
         return spec

@@ -28,7 +28,6 @@ from zarr_dask_stream.errors import (
     StoreError,
     StoreNotFoundError,
     StoreNotVisibleError,
-    UsageError,
 )
 from zarr_dask_stream.source.backend import ByteStore, check_key
 from zarr_dask_stream.source.grid import ChunkGrid
@@ -45,7 +44,16 @@ from zarr_dask_stream.source.metadata import (
 from zarr_dask_stream.source.secret import digest
 from zarr_dask_stream.source.store import StoreSpec, here, split_source
 
-__all__ = ["ArraySpec", "ArraySummary", "check_visible", "interpret", "list_arrays", "open_array", "zarr_array"]
+__all__ = [
+    "ArraySpec",
+    "ArraySummary",
+    "check_visible",
+    "interpret",
+    "list_arrays",
+    "locate",
+    "open_array",
+    "zarr_array",
+]
 
 #: Bytes counted for one element that is stored elsewhere than in its array (variable-length strings).
 _LOOSE_ITEM_BYTES = 64
@@ -188,9 +196,9 @@ def open_array(source: Any, *, path: str = "", storage_options: Mapping[str, Any
     Raises
     ------
     StoreNotFoundError
-        If there is no such store, or no such array in it (the message names those there are).
+        If there is no such store, or no such array in it: nothing, or a group (the message names those there are).
     UsageError
-        If a group is there, or `source` can't be understood.
+        If `source` can't be understood, or needs a package that is not installed.
     MetadataError
         If the metadata are malformed, absurd, or name an unknown codec or grid.
     OSError
@@ -212,11 +220,12 @@ memory://(a dict of this process); arrays there: 't2m'
     spec = StoreSpec.parse(source, storage_options)
     full = check_key(join(split_source(source)[1].strip("/"), path.strip("/")))
     zarr_format = source.metadata.zarr_format if isinstance(source, zarr.Array) and not path else None
-    store, node = _find_afresh(spec, full, zarr_format)
+    store, node = locate(spec, full, zarr_format)
     if node is None:
         raise StoreNotFoundError(_no_array(store, full))
     if not node.is_array:
-        raise UsageError(f"{join(spec.url, full)} is a group, and an array is needed: {_named(store, full)}")
+        what = f"{join(spec.url, full)} is a group, and an array is needed"
+        raise StoreNotFoundError(f"{what}: {_named(store, full)}")
     return interpret(spec, full, node, _attributes(store, full, node))
 
 
@@ -239,11 +248,15 @@ def _find(store: ByteStore, path: str, zarr_format: int | None) -> Node | None:
     try:
         return find_node(store, path, zarr_format)
     except NotADirectoryError:
-        raise StoreNotFoundError(f"{store.url} is a file, and a directory or a .zip file is needed") from None
+        what = f"{store.url} is a file, or said to be inside one"
+        raise StoreNotFoundError(f"{what}: a directory or a .zip file is needed") from None
 
 
-def _find_afresh(spec: StoreSpec, path: str, zarr_format: int | None) -> tuple[ByteStore, Node | None]:
-    """Find a node; a store opened long ago that refuses is asked once more, with credentials as they are now."""
+def locate(spec: StoreSpec, path: str, zarr_format: int | None = None) -> tuple[ByteStore, Node | None]:
+    """Open a store and find the node at `path`, None where there is none.
+
+    A store opened long ago that refuses is asked once more, with credentials as they are now.
+    """
     was_open, store = spec.is_open, spec.open()
     try:
         return store, _find(store, path, zarr_format)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import socket
 import threading
 import uuid
@@ -178,13 +179,13 @@ class StoreSpec:
                 del _opened[next(iter(_opened))]
             return store
 
-    def refresh(self) -> ByteStore:
     @property
     def is_open(self) -> bool:
         """Whether this process has opened the store before, and still has it open."""
         with _opened_lock:
             return _opened_pid[0] == os.getpid() and self.token in _opened
 
+    def refresh(self) -> ByteStore:
         """Open the store anew, with fresh connections and credentials, for all readers of this process."""
         with _opened_lock:
             _opened.pop(self.token, None)
@@ -389,6 +390,8 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
     problem: OSError | None = None
     try:
         fs, root = open_filesystem(base, options)
+    except ImportError as error:
+        raise UsageError(_lacking(spec, error)) from None
     except Exception as error:  # noqa: BLE001  # client libraries raise anything
         problem = builtin_error(error, f"opening {spec.url}", secrets)
     if isinstance(problem, FileNotFoundError):
@@ -403,6 +406,23 @@ def _open_fsspec(spec: StoreSpec, value: tuple[Any, ...]) -> ByteStore:
         secrets=secrets,
         patient=lambda: open_filesystem(base, options, patient=True)[0],
     )
+
+
+#: Our extras, by what they bring: protocols and the package that reads them.
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "http": ("aiohttp", "http"), "https": ("aiohttp", "http")}
+
+
+def _lacking(spec: StoreSpec, error: ImportError) -> str:
+    """Say which package is missing, and how to get it."""
+    cause = error.__cause__ or error.__context__
+    for protocol in re.findall(r"(\w+)://", spec.url):
+        package, extra = _EXTRAS.get(protocol, ("", ""))
+        if package and (cause is None or package in str(cause)):
+            return (
+                f"{spec.url} needs {package}, which is not installed on {here()}: "
+                f"pip install 'zarr-dask-stream[{extra}]'"
+            )
+    return f"{spec.url} needs a package that is not installed on {here()}: {error}"
 
 
 def _not_here(spec: StoreSpec) -> StoreNotVisibleError:
