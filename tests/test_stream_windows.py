@@ -252,6 +252,23 @@ def test_boxes_of_another_shape_have_windows_too(url: str, data: np.ndarray) -> 
     assert stream.window(along=0, size=6).reduce(zds.reducers.max()).compute() == {0: data[:6].max(), 1: data[6:].max()}
 
 
+def test_several_arrays_have_windows_by_the_names_of_their_dimensions(tmp_path: Path) -> None:
+    group = zarr.open_group(str(tmp_path / "group"), mode="w")
+    arrays = {}
+    for name, shape, dims in (("low", (12, 6), ("time", "x")), ("high", (12, 2, 6), ("time", "z", "x"))):
+        chunks = (2, *shape[1:])
+        stored = group.create_array(name, shape=shape, chunks=chunks, dtype="f8", dimension_names=dims)
+        stored[:] = arrays[name] = np.random.default_rng(len(shape)).random(shape)
+    stream = zds.stream_dataset(str(tmp_path / "group"), ["low", "high"], concurrency=1)
+    for size in (4, 3):  # with the items, and through them
+        results = list(stream.window(along="time", size=size, step=2).reduce(zds.reducers.mean()))
+        assert len(results) == 5 + (size == 3)
+        for result in results:
+            span = result.region[stream.dims.index("time")] if stream.dims else None
+            for name, values in arrays.items():
+                assert result.data[name] == pytest.approx(values[span].mean())
+
+
 # -- what is not in a window ------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from windowing import alongs
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.chunk import Chunk, Variables
 from zarr_dask_stream.source.grid import ChunkGrid, Region
 from zarr_dask_stream.source.selection import ChunkPlan
 from zarr_dask_stream.stages.windows import Along, Every, InWindow, parse_along, parse_every
@@ -132,8 +132,13 @@ def test_what_lies_between_windows_is_left_out() -> None:
 def test_a_window_that_ends_inside_a_chunk_needs_data_of_its_shape() -> None:
     plan = ChunkPlan(ChunkGrid((4,), (4,)), (slice(0, 4),))
     along = parse_along(plan, None, 0, 2)
-    with pytest.raises(UsageError, match=r"ends inside chunk \(0,\) of shape \(4,\).*has shape \(\)"):
+    with pytest.raises(UsageError, match=r"ends inside chunk \(0,\) of shape \(4,\).*have shape \(\)"):
         list(along.cut(Chunk.planned(plan, 0, 3.0)))
+    several = Variables({"a": np.arange(4), "mask": np.zeros(())}, axes={"a": (0,), "mask": ()})
+    with pytest.raises(UsageError, match="'mask' has not the dimension along which to cut it"):
+        list(along.cut(Chunk.planned(plan, 0, several)))
+    del several["mask"]
+    assert [part.data["a"].tolist() for _, part in along.cut(Chunk.planned(plan, 0, several))] == [[0, 1], [2, 3]]
     [(pane, part)] = parse_along(plan, None, 0, 4).cut(Chunk.planned(plan, 0, 3.0))
     assert (pane, part.data) == ((0,), 3.0)
 

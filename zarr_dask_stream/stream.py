@@ -646,8 +646,7 @@ class ChunkStream(Generic[T_co]):
             raise UsageError("a window lies along axes, or is a trigger (every=, seconds=, reset=): choose one")
         if o.together:
             raise UsageError("slices are windows of their own: use stream_chunks(...).window(along=...)")
-        names = None if o.blocks is not None and o.blocks.named else o.spec.dimension_names
-        windows = parse_along(o.plan, names, along, size, step)
+        windows = parse_along(o.plan, self.dims, along, size, step)
         plan = dataclasses.replace(o.plan, where=InWindow(windows, o.plan.where)) if windows.gaps else o.plan
         return ChunkStream(dataclasses.replace(o, plan=plan, fold=Fold(Ungrouped(), key, windows)))
 

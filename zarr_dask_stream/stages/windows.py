@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.chunk import Chunk, Variables
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 from zarr_dask_stream.source.selection import ChunkPlan
 
@@ -236,19 +236,29 @@ class Along:
                 yield pane, chunk if whole else self._part(chunk, pane)
 
     def _part(self, chunk: Chunk, pane: Pane) -> Chunk:
-        if np.shape(chunk.data) != chunk.shape:
-            raise UsageError(
-                f"a window ends inside chunk {chunk.index} of shape {chunk.shape}, and what a map made of it has "
-                f"shape {np.shape(chunk.data)} and can't be cut: choose size and step of .window(...) in multiples of "
-                f"the chunk's length, or let the map keep its shape"
-            )
         region, inside = list(chunk.region), [slice(None)] * len(chunk.region)
         for axis, line, one in zip(self.axes, self._lines, pane, strict=True):
             first, part = self.box[axis].start, chunk.region[axis]
             start, stop = line.pane_span(one)
             start, stop = max(start + first, part.start), min(stop + first, part.stop)
             region[axis], inside[axis] = slice(start, stop), slice(start - part.start, stop - part.start)
-        return Chunk(chunk.index, tuple(region), chunk.data[tuple(inside)], chunk.missing)
+        return Chunk(chunk.index, tuple(region), self._inside(chunk, inside), chunk.missing)
+
+    def _inside(self, chunk: Chunk, inside: Sequence[slice]) -> Any:
+        data = chunk.data
+        ends = f"a window ends inside chunk {chunk.index} of shape {chunk.shape}, and"
+        choose = "choose size and step of .window(...) in multiples of the chunk's length"
+        if isinstance(data, Variables):
+            absent = [name for name in data if not set(self.axes) <= set(data.axes[name])]
+            if absent:
+                raise UsageError(f"{ends} {absent[0]!r} has not the dimension along which to cut it: {choose}")
+            parts = {name: array[tuple(inside[axis] for axis in data.axes[name])] for name, array in data.items()}
+            return Variables(parts, axes=data.axes)
+        if np.shape(data) != chunk.shape:
+            raise UsageError(
+                f"{ends} its data have shape {np.shape(data)} and can't be cut: {choose}, or let maps keep the shape"
+            )
+        return data[tuple(inside)]
 
 
 @dataclass(frozen=True, slots=True)
