@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
@@ -169,6 +170,51 @@ def test_a_dimension_name_is_an_axis() -> None:
     array = stored(numbered((4, 9), 1), (4, 2), dimension_names=("place", "time"))
     loader = zds.Loader(zds.stream_chunks(array, concurrency=1), 4, axis="time")
     assert [batch[0].tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def group() -> Any:
+    """Return images and labels along a dimension of time, and a place that does not lie along it."""
+    root = zarr.create_group({})
+    for name, dims, chunks in [("x", ("y", "time"), (2, 6)), ("label", ("time",), (5,)), ("height", ("y",), (2,))]:
+        shape = tuple({"y": 3, "time": 20}[dim] for dim in dims)
+        array = root.create_array(name, shape=shape, chunks=chunks, dtype="i4", dimension_names=dims)
+        array[...] = numbered(shape, len(shape) - 1)
+    root["x"].attrs.update(scale_factor=0.5)
+    return root
+
+
+@pytest.mark.parametrize(("axis", "shuffle_buffer"), [("time", 0), ("time", 7), (1, 7), (-1, 7)])
+def test_variables_of_a_dataset_are_loaded_side_by_side(axis: int | str, shuffle_buffer: int) -> None:
+    stream = zds.stream_dataset(group(), ["x", "label"], concurrency=1, region={"time": slice(3, None)})
+    loader = zds.Loader(stream, 4, shuffle_buffer, seed=1, axis=axis)
+    seen = []
+    for batch in loader:
+        assert type(batch) is dict
+        np.testing.assert_array_equal(batch["x"], batch["label"] * np.ones((3, 1)))
+        seen += batch["label"].tolist()
+    assert sorted(seen) == list(range(3, 20))
+    assert shuffle_buffer or seen == list(range(3, 20))
+
+
+def test_a_dataset_is_checked_too() -> None:
+    with pytest.raises(zds.UsageError, match="variable 'height' does not lie along axis 'time' of the samples"):
+        zds.Loader(zds.stream_dataset(group(), concurrency=1), 4, axis="time")
+    with pytest.raises(
+        zds.UsageError, match="axis names axis 'depth', and the items have axes 0 to 1 called 'y', 'time'"
+    ):
+        zds.Loader(zds.stream_dataset(group(), ["x", "label"], concurrency=1), 4, axis="depth")
+
+
+def test_what_xarray_has_opened_is_loaded_as_xarray_shows_it(tmp_path: Path) -> None:
+    root = zarr.create_group(str(tmp_path / "g.zarr"))
+    array = root.create_array("x", shape=(20, 3), chunks=(6, 2), dtype="i4", dimension_names=("time", "y"))
+    array[...] = numbered((20, 3), 0)
+    array.attrs.update(scale_factor=0.5, add_offset=1.0)
+    with xr.open_zarr(str(tmp_path / "g.zarr"), consolidated=False) as opened:
+        loader = zds.Loader(zds.stream_chunks(opened["x"].isel(time=slice(2, 15)), concurrency=1), 4, 6, 1, axis="time")
+        rows = np.concatenate(list(loader))
+        assert rows.dtype == opened["x"].dtype
+        np.testing.assert_array_equal(rows[np.argsort(rows[:, 0])], opened["x"][2:15])
 
 
 def test_missing_chunks_are_fill_values_or_an_error() -> None:
@@ -476,6 +522,7 @@ def plain(**options: Any) -> zds.ChunkStream:
         ({"stream": plain(where=lambda _: False)}, "hold parts of samples, and where= speaks of chunks"),
         ({"stream": plain(region=(..., slice(0, 2)), where=lambda _: False)}, "there are no samples"),
         ({"stream": plain().map(lambda chunk: chunk.data)}, r"put .rechunk\(\(None, -1\)\) before .map"),
+        ({"stream": plain().batch(size=2)}, r"before .batch\(...\)"),
         ({"stream": plain().halo(1)}, "items with a halo overlap"),
         ({"stream": zds.stream_slices(GRID, 0)}, "a loader cuts slices itself"),
         ({"stream": zds.stream_chunks(zarr.create_array({}, shape=(), dtype="i4"))}, "this one has none"),

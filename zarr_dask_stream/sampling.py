@@ -10,18 +10,20 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.opened import Decoder
 from zarr_dask_stream.options import Options
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks, Member, axis_number
 from zarr_dask_stream.source.grid import ChunkGrid
 from zarr_dask_stream.source.selection import ChunkPlan
 from zarr_dask_stream.source.shuffle import Deck, DeckPlan, Numbers, Permutation
-from zarr_dask_stream.stages.transform import Map
+from zarr_dask_stream.stages.transform import Decode, Filter
 from zarr_dask_stream.stream import ChunkStream
 
 __all__ = ["Samples"]
@@ -106,10 +108,16 @@ class Samples:
     @property
     def dtypes(self) -> list[np.dtype[Any]] | None:
         """Of the arrays of a batch; None where a function of the caller's makes them."""
-        if any(isinstance(stage, Map) for stage in self.options.stages):
+        o = self.options
+        if _mapped(o):
             return None
-        blocks = self.options.blocks
-        return [self.options.spec.dtype] if blocks is None else [member.spec.dtype for _, member in blocks.members]
+        decoded: dict[str, np.dtype[Any]] = {}
+        for stage in o.stages:
+            if isinstance(stage, Decode) and isinstance(stage.fn, Decoder):
+                decoded.update(stage.fn.dtypes)
+        if o.blocks is None or not o.blocks.named:
+            return list(decoded.values()) or [o.spec.dtype]
+        return [decoded.get(name, m.spec.dtype) for name, m in o.blocks.members if not m.coord]
 
     @property
     def sample_nbytes(self) -> int | None:
@@ -123,7 +131,8 @@ class Samples:
     def stream(self, first: tuple[int, ...], deck: Deck, stretch: tuple[int, int], client: Any) -> ChunkStream:
         """Return a stream of some items by number, and then a stretch of the deck."""
         plan = self.options.plan
-        walk = DeckPlan(plan.grid, plan.box, halo=plan.halo, first=first, deck=deck, stretch=stretch)
+        described = {one.name: getattr(plan, one.name) for one in dataclasses.fields(ChunkPlan)}
+        walk = DeckPlan(**{**described, "where": None}, first=first, deck=deck, stretch=stretch)
         return ChunkStream(dataclasses.replace(self.options, plan=walk, client=client))
 
     def dress(self, data: Any) -> Any:
@@ -145,17 +154,7 @@ def _options(stream: Any) -> Options:
             f"{type(stream).__name__}: {stream!r}"
         )
     o = stream._options  # noqa: SLF001  # the façade's other half
-    if o.fold is not None:
-        raise UsageError("a reduced stream has no samples any more: give the loader the stream before .reduce(...)")
-    if o.limit is not None:
-        raise UsageError("a loader needs the whole stream: select samples with region= instead of .take(...)")
-    strange = [stage for stage in o.stages if not isinstance(stage, Map)]
-    if strange:
-        word = type(strange[0]).__name__.lower()
-        raise UsageError(
-            f"a loader must know the number of samples before they are read, and .{word}(...) decides later: "
-            "leave chunks out with where= or region="
-        )
+    _check_items(o)
     if o.missing == "skip":
         raise UsageError(
             'a loader must know the number of samples before they are read: missing="fill" hands out fill values, '
@@ -170,27 +169,65 @@ def _options(stream: Any) -> Options:
         raise UsageError("a loader keeps its own place: use loader.state_dict() instead of checkpoint=")
     if not o.ordered:
         raise UsageError("a loader hands batches out in an order of its own, by its seed: leave ordered=True")
-    if type(o.plan) is not ChunkPlan:
-        raise UsageError("a loader cuts slices itself: give it zds.stream_chunks(...), with region= if need be")
-    if o.plan.halo and not o.stages:
-        raise UsageError("items with a halo overlap: put a .map(...) after .halo(...) that returns the core alone")
     return o
 
 
+def _check_items(o: Options) -> None:
+    """Refuse what makes other items, fewer items, or items that overlap."""
+    for there, what in ((o.fold, ".reduce(...)"), (o.batch, ".batch(...)"), (o.route, ".route(...)")):
+        if there is not None:
+            raise UsageError(f"a loader makes batches of items: give it the stream before {what}")
+    if o.target is not None or o.sink is not None:
+        raise UsageError("a loader makes batches of items: give it the stream before .to_zarr(...)")
+    if o.limit is not None:
+        raise UsageError("a loader needs the whole stream: select samples with region= instead of .take(...)")
+    if any(isinstance(stage, Filter) for stage in o.stages):
+        raise UsageError(
+            "a loader must know the number of samples before they are read, and .filter(...) decides later: "
+            "leave chunks out with where= or region="
+        )
+    if type(o.plan) is not ChunkPlan:
+        raise UsageError("a loader cuts slices itself: give it zds.stream_chunks(...), with region= if need be")
+    if o.plan.halo and not _mapped(o):
+        raise UsageError("items with a halo overlap: put a .map(...) after .halo(...) that returns the core alone")
+
+
+def _mapped(o: Options) -> bool:
+    """Whether a function of the caller's makes the items."""
+    return any(not isinstance(stage, Decode) for stage in o.stages)
+
+
 def _axis(axis: Any, o: Options) -> int:
-    if not o.spec.shape:
+    """Return the number of the samples' axis in the items' grid."""
+    dims = o.blocks.dims if o.blocks is not None and o.blocks.dims else None
+    if dims is None and o.labels is not None:
+        dims = o.labels.dims
+    if not o.plan.grid.ndim:
         raise UsageError("a loader needs an array with axes, and this one has none")
-    return axis_number(axis, o.spec, "axis")
+    if dims is None:
+        return axis_number(axis, o.spec, "axis")
+    if isinstance(axis, str) and axis in dims:
+        return dims.index(axis)
+    if isinstance(axis, SupportsIndex) and not isinstance(axis, bool) and -len(dims) <= index(axis) < len(dims):
+        return index(axis) % len(dims)
+    raise UsageError(f"axis names axis {axis!r}, and the items have axes 0 to {len(dims) - 1} called {_list(dims)}")
+
+
+def _list(names: Sequence[Any]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _data_axes(o: Options, number: int, axis: Any) -> int | dict[str, int]:
     """Return along which axis of an item's data the samples lie."""
-    if o.blocks is None or not o.blocks.named or o.stages:
-        return axis if isinstance(axis, int) and o.stages else number
-    for name, member in o.blocks.members:
+    if _mapped(o):
+        return index(axis) if not isinstance(axis, str) else number
+    if o.blocks is None or not o.blocks.named:
+        return number
+    members = [(name, member) for name, member in o.blocks.members if not member.coord]
+    for name, member in members:
         if number not in member.axes:
             raise UsageError(f"variable {name!r} does not lie along axis {axis!r} of the samples: leave it out")
-    return {name: member.axes.index(number) for name, member in o.blocks.members}
+    return {name: member.axes.index(number) for name, member in members}
 
 
 # -- items of whole samples ---------------------------------------------------------------------------
@@ -203,13 +240,13 @@ def _whole(o: Options, axis: int, *, shuffled: bool) -> Options:
     split = [a for a in range(plan.grid.ndim) if a != axis and plan.stop[a] - plan.start[a] > 1]
     for a in split:
         chunks[a] = plan.grid.shape[a]
-    plain = o.blocks is None and not o.stages and plan.where is None
+    plain = o.blocks is None and not _mapped(o) and plan.where is None
     if shuffled and plain:
         chunks[axis] = _run_of_shard(o.spec, axis, chunks)
     if chunks == list(plan.grid.chunks):
         return o
-    if o.stages or plan.where is not None:
-        what = ".map(...)" if o.stages else "where="
+    if _mapped(o) or plan.where is not None:
+        what = ".map(...)" if _mapped(o) else "where="
         wanted = ", ".join("None" if a == axis else "-1" for a in range(plan.grid.ndim))
         raise UsageError(
             f"chunks of {list(plan.grid.chunks)} hold parts of samples, and {what} speaks of chunks: put "
@@ -219,7 +256,8 @@ def _whole(o: Options, axis: int, *, shuffled: bool) -> Options:
 
 
 def _recut(o: Options, blocks: Blocks, chunks: Sequence[int]) -> Options:
-    blocks = dataclasses.replace(blocks, grid=ChunkGrid(blocks.grid.shape, tuple(max(c, 1) for c in chunks)))
+    grid = dataclasses.replace(blocks.grid, chunks=tuple(max(c, 1) for c in chunks))
+    blocks = dataclasses.replace(blocks, grid=grid)
     return dataclasses.replace(o, blocks=blocks, plan=dataclasses.replace(o.plan, grid=blocks.grid))
 
 
@@ -241,7 +279,8 @@ def _side_by_side(many: list[Options], axis: Any) -> tuple[Options, int]:
         if o.stages or o.blocks is not None or o.plan.where is not None:
             raise UsageError(
                 "streams that are loaded side by side are plain: map the batches instead of .map(...), select with "
-                "region= instead of where=, and leave .rechunk(...) to the loader"
+                "region= instead of where=, leave .rechunk(...) to the loader, and take zds.stream_dataset(...) for "
+                "arrays of a group"
             )
     numbers = [_axis(axis, o) for o in many]
     spans = [o.plan.box[a] for o, a in zip(many, numbers, strict=True)]
@@ -296,10 +335,10 @@ def _lie(plan: ChunkPlan, axis: int) -> tuple[range | Numbers, int, tuple[tuple[
     if not plan.box_size:
         numbers = range(0)
     elif plan.where is None:
-        index = list(plan.start)
-        first = plan.grid.number(index)
-        index[axis] += 1
-        step = plan.grid.number(index) - first if index[axis] < plan.grid.grid_shape[axis] else 1
+        place = list(plan.start)
+        first = plan.grid.number(place)
+        place[axis] += 1
+        step = plan.grid.number(place) - first if place[axis] < plan.grid.grid_shape[axis] else 1
         numbers = range(first, first + step * plan.box_size, step)
     else:
         numbers = np.fromiter(plan, np.int64)
