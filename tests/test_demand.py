@@ -489,6 +489,20 @@ def test_who_leaves_does_not_stop_the_others(store: Any, how: Any, leave: str, l
         next(iter(one))
 
 
+def test_a_loop_whose_exception_is_kept_is_left(store: Any) -> None:
+    def work(share: zds.Share) -> int:
+        for number, _ in enumerate(share):
+            if share.number == 0 and number == 1:
+                raise ZeroDivisionError
+        return number
+
+    one, two = zds.stream_chunks(store, concurrency=2).share(2, "broadcast")
+    with ThreadPoolExecutor(2) as pool:
+        failed, done = pool.submit(work, one), pool.submit(work, two)
+        assert isinstance(failed.exception(20), ZeroDivisionError)
+        assert done.result(20) == CHUNKS - 1
+
+
 def test_a_share_that_nobody_holds_holds_nobody_up(store: Any) -> None:
     first = zds.stream_chunks(store, concurrency=2).share(3, "broadcast")[0]
     gc.collect()

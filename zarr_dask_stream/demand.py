@@ -241,8 +241,8 @@ class Share:
 
     A loop over it, with ``for`` in a thread of its own or with ``async for`` in a task of its own. To leave the
     loop (`break`, an exception) or to `close` it lets the consumer go: the others get what would have been its,
-    and the last one to go ends the run. An exception that somebody keeps, as a ``Future`` does, keeps the loop
-    alive too: there, use ``with share:`` around it.
+    and the last one to go ends the run. An iterator that is kept is not left, be it kept by a variable or by the
+    traceback of an exception in a generator expression: there, use ``with share:``.
 
     With a ``checkpoint``, an item is done when the consumer asks for the next one; a broadcast item when all
     have, and not at all if one has left before.

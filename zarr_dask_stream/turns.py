@@ -90,18 +90,17 @@ class Turns:
         self._steps = run.steps(threads)
         self._tell()
 
-    def _tell(self) -> bool:
-        """Let the run know what has left and what is asked for; return whether that makes a difference to it."""
+    def _tell(self) -> None:
+        """Let the run know what has left and what is asked for."""
         left = self.dispatch.left()
         if self._run is None or self._ended:
-            return False
+            return
         if left:
             self._run.hand_out(left)
         if self._counted:
             self._run.demand(self.dispatch.demand)
-        if self._run.done and not len(self.dispatch):
+        if not len(self.dispatch) and self._run.done:
             self._over = True
-        return self._run.restless
 
     def _take(self, who: int, most: int | None) -> list[Chunk]:
         if self._ended:
@@ -307,7 +306,8 @@ class ThreadTurns(Turns):
 
     def _notice(self) -> None:
         """Pass on what consumers took or asked for."""
-        if self._tell():
+        self._tell()
+        if self._waits and self._run is not None and self._run.restless:
             self._wake()
         if self._complete and self._turner is None:
             self._end()
@@ -463,7 +463,8 @@ class AsyncTurns(Turns):
 
     def _notice(self) -> None:
         """Pass on what consumers took or asked for."""
-        if self._tell():
+        self._tell()
+        if self._turner is not None and self._run is not None and self._run.restless:
             self._wake()
         if self._complete and self._run is not None and not self._ended:
             self._keep_turning()  # it ends the run: not here, where to be cancelled would lose items
