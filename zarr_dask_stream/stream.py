@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import index
@@ -49,10 +50,12 @@ from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.labels import array_labels
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
 from zarr_dask_stream.source.traced import kind_of
+from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.answers import WindowResult
 from zarr_dask_stream.stages.batch import Batch, BatchRule, MapBatch, Route
 from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
 from zarr_dask_stream.stages.each import Kind, each
+from zarr_dask_stream.stages.layout import Items, as_dtype, as_lengths, lay_out
 from zarr_dask_stream.stages.transform import Decode, Filter, Map, check_function
 from zarr_dask_stream.stages.windows import InWindow, parse_along, parse_every
 from zarr_dask_stream.watch.report import Report
@@ -350,12 +353,12 @@ class ChunkStream(Generic[T_co]):
             return self._recut(recut(o.blocks, chunks))
         return self._recut(Blocks.of(o.spec, parse_chunks(chunks, o.spec), o.plan.halo))
 
-    def halo(self, depth: int | Sequence[Any] | Mapping[int, Any], boundary: Any = None) -> ChunkStream:
+    def halo(self, depth: int | Sequence[Any] | Mapping[Any, Any], boundary: Any = None) -> ChunkStream:
         """Read the elements around each item with it, from the store.
 
         Parameters
         ----------
-        depth : int, sequence, or mapping of axis to int
+        depth : int, sequence, or mapping of axis (number or dimension name) to int
             Elements on either side, for all axes, each axis or the axes named; or ``(before, after)`` for an axis.
         boundary : {None, "periodic", "reflect", "nearest"}, number, or one for each axis
             What stands beyond the edge of the array, in the words of ``dask.array.map_overlap``. None: nothing;
@@ -417,6 +420,7 @@ class ChunkStream(Generic[T_co]):
     # -- stages -------------------------------------------------------------------------------------
 
     def _with(self, **changes: Any) -> ChunkStream:
+        self._check_no_target()
         if self._options.fold is not None:
             raise UsageError("a reduced stream has no chunks any more: put other stages before .reduce(...)")
         if self._options.batch is not None or self._options.route is not None:
@@ -427,13 +431,41 @@ class ChunkStream(Generic[T_co]):
             o = dataclasses.replace(o, plan=dataclasses.replace(o.plan, labels=None))  # what comes out is no such array
         return ChunkStream(o)
 
-    def map(self, fn: Callable[[Chunk], Any]) -> ChunkStream:
+    def _check_no_target(self) -> None:
+        if self._options.sink is not None:
+            raise UsageError("put .to_zarr(...) last: what is written is what comes out of the stages before it")
+
+    def map(
+        self, fn: Callable[[Chunk], Any], *, dtype: Any = None, chunks: int | Sequence[int | None] | None = None
+    ) -> ChunkStream:
         """Call ``fn(chunk)`` on the workers; the item keeps its place, its data become the result.
 
         Only results travel to the client. The function travels by pickle.
+
+        Parameters
+        ----------
+        fn : callable
+            Its result may be anything, but for a target: see `to_zarr`.
+        dtype : data-type, optional
+            What `fn` returns, where that is another dtype than it is given. Needed by `to_zarr` alone.
+        chunks : int or sequence, optional
+            The shape that `fn` makes of a full chunk, where that is another one, with None for an axis that it
+            leaves alone. Of a part at the edge of the array it makes the same share, rounded up. Needed by
+            `to_zarr` alone.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> array = zarr.create_array({}, shape=(5, 4), chunks=(2, 4), dtype="i2")
+        >>> array[:] = np.arange(20).reshape(5, 4)
+        >>> target = {}
+        >>> pairs = stream_chunks(array, concurrency=1).map(lambda c: c.data[:, ::2] / 2, dtype="f8", chunks=(None, 2))
+        >>> _ = pairs.to_zarr(target).run()
+        >>> zarr.open_array(target)[:].tolist()
+        [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
         """
         check_function(fn, "map", "the chunk")
-        return self._with(stages=(*self._options.stages, Map(fn)))
+        return self._with(stages=(*self._options.stages, Map(fn, as_dtype(dtype), as_lengths(chunks))))
 
     def filter(self, pred: Callable[[Chunk], Any]) -> ChunkStream:
         """Keep the chunks for which ``pred(chunk)`` is true; asked on the workers, after the read.
@@ -521,6 +553,7 @@ class ChunkStream(Generic[T_co]):
             With one item for each key (``()`` without `group_by`): ``.index`` is the key and
             ``.data`` the answer. `compute` is the short way to it. After `window`, one for each window.
         """
+        self._check_no_target()
         if self._options.batch is not None or self._options.route is not None:
             raise UsageError("batches and sinks take items, and a reduction folds them: choose one of them")
         key = self._options.fold.key if self._options.fold is not None else None
@@ -751,6 +784,108 @@ class ChunkStream(Generic[T_co]):
             raise UsageError(f"{what}: put one .route(...) at the end of a stream of chunks")
         return ChunkStream(dataclasses.replace(o, route=Route(key, dict(sinks))))
 
+    # -- into an array ------------------------------------------------------------------------------
+
+    def to_zarr(
+        self,
+        target: Any,
+        *,
+        path: str = "",
+        storage_options: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        verify: Verify = True,
+        **create: Any,
+    ) -> ChunkStream:
+        """Write each item to its place in an array, on the workers; nothing of it travels to the client.
+
+        Each stored object of the target (a shard, or else a chunk) is written by one task, at one stroke: who
+        reads meanwhile sees all of it or nothing. Without other stages, items are cut anew where they don't hold
+        whole objects; with other stages such a target is refused, and the message says which ``.rechunk(...)``
+        before them would do.
+
+        Parameters
+        ----------
+        target : str, path, zarr store, mapping, zarr.Group or zarr.Array
+            Where an array is made, when the stream is run: in the shape of what the stream covers, a region of the
+            source becoming all of it. An open `zarr.Array` is written to as it is: it has that shape, or that of
+            the whole source, and then a region keeps its place (it has to begin and end where stored objects do).
+            Zip files and plain HTTP can't be written to. A mapping, or ``memory://``, belongs to this process, and
+            goes with the cluster inside it.
+        path : str
+            Path of the array inside the store. Groups above it are made where there are none.
+        storage_options : mapping, optional
+            Options for the file system of a URL. Never shown or logged.
+        overwrite : bool
+            Replace an array that is there, when the stream is run. Without it, a place where something is, is
+            refused before any work. The source can't be replaced.
+        verify : bool or "read"
+            True: the store confirms the length of each object that it was given; S3, its MD5, in the same answer.
+            "read": each is read back and compared. What does not fit is tried again.
+        **create
+            What ``zarr.create_array`` takes: chunks, shards, dtype, compressors, filters, serializer, fill_value,
+            zarr_format, attributes, dimension_names, chunk_key_encoding, order, config. What is not said is as in
+            the source (codecs, as far as the format has them; attributes, where no function was mapped). After
+            ``.rechunk(...)`` chunks are what items are.
+
+        Returns
+        -------
+        ChunkStream
+            ``.run()`` it. Iterating it writes too: each item's data say what was written.
+
+        Raises
+        ------
+        UsageError
+            If the target can't be made so, its place is taken, it is the source, or items don't fit it.
+
+        Notes
+        -----
+        A chunk that holds nothing but the fill value is not stored, unless
+        ``config={"write_empty_chunks": True}``; with ``missing="skip"`` of `stream_chunks`, chunks that the source
+        does not have are not even looked at. Numbers are cast to the target's dtype within their kind, and one
+        that it can't hold fails its chunk. With a ``checkpoint`` a chunk is done when it is written and survives a
+        loss of power; the same stream started again goes on into the same target. Consolidated metadata of groups
+        above are not renewed.
+
+        Examples
+        --------
+        >>> import numpy as np, zarr
+        >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 2), dtype="i4")
+        >>> array[:] = np.arange(24).reshape(4, 6)
+        >>> target = {}
+        >>> stream = stream_chunks(array, concurrency=1).to_zarr(target, chunks=(1, 3), shards=(4, 3))
+        >>> [(chunk.data.region, chunk.data.objects) for chunk in stream]
+        [((slice(0, 4, None), slice(0, 6, None)), 2)]
+        >>> bool((zarr.open_array(target)[:] == array[:]).all())
+        True
+        """
+        o = self._options
+        self._check_no_target()
+        if o.fold is not None or o.batch is not None or o.route is not None:
+            raise UsageError("to_zarr writes items: reduce, group_by, window, batch and route have no place before it")
+        if verify not in (True, False, "read"):
+            raise UsageError(f'verify is True, False or "read", got {verify!r}')
+        if not isinstance(path, str):
+            raise UsageError(f"path is text, the target's place inside the store, got {path!r}")
+        check_kind("storage_options", Mapping, storage_options)
+        with store_errors():
+            layout = lay_out(
+                Items(o.spec, o.plan, o.blocks, o.stages, limited=o.limit is not None),
+                target,
+                create,
+                path=path,
+                storage_options=storage_options,
+                overwrite=overwrite,
+                verify=verify,
+                aside=f".zds-{uuid.uuid4().hex[:12] if o.checkpoint is None else o.checkpoint.token}",
+                durable=o.checkpoint is not None,
+            )
+            if o.checkpoint is None and not layout.target.exists:
+                layout.target.check_free()
+        if layout.blocks is not o.blocks and layout.blocks is not None:
+            plan = dataclasses.replace(o.plan, grid=layout.blocks.grid)
+            o = dataclasses.replace(o, blocks=layout.blocks, plan=plan)
+        return ChunkStream(dataclasses.replace(o, target=layout.target, sink=layout.sink))
+
     # -- ways to run it -----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[T_co]:
@@ -808,8 +943,8 @@ class ChunkStream(Generic[T_co]):
         o = self._options
         if o.fold is not None or any(isinstance(stage, Filter) for stage in o.stages):
             raise UsageError("to_delayed() makes one task for each chunk: filter and reduce have no place there")
-        if o.batch is not None or o.route is not None:
-            raise UsageError("to_delayed() makes one task for each chunk: batch and route have no place there")
+        if o.batch is not None or o.route is not None or o.sink is not None:
+            raise UsageError("to_delayed() makes one task for each chunk: batch, route and to_zarr have no place there")
         plan = self._options.plan
         tasks = delayed_chunks(self._work(), plan)
         return iter(tasks) if o.limit is None else (task for task, _ in zip(tasks, range(o.limit), strict=False))
@@ -1021,6 +1156,7 @@ class ChunkStream(Generic[T_co]):
             discard=discard,
             blocks=o.blocks,
             labels=o.labels,
+            sink=o.sink,
         )
 
 
