@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
@@ -221,7 +220,7 @@ def _s3(server: S3Server, bucket: str, kind: str, endpoint: str | None = None) -
 
 
 def _send(store: RemoteBytes, key: str, data: bytes, **options: Any) -> None:
-    asyncio.run_coroutine_threadsafe(store.send(key, data, **options), store.loop).result(30)
+    store.begin(store.send(key, data, **options)).result(30)
 
 
 @pytest.fixture(params=["s3fs", "url", "obstore"])

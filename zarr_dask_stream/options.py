@@ -18,8 +18,10 @@ from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.labels import Labels
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
+from zarr_dask_stream.source.target import Target
 from zarr_dask_stream.stages.batch import BatchRule, Route
 from zarr_dask_stream.stages.combine import Fold
+from zarr_dask_stream.stages.sink import Sink
 from zarr_dask_stream.stages.transform import Stage, check_function
 
 __all__ = [
@@ -64,6 +66,8 @@ class Options:
     together: bool = False
     batch: BatchRule | None = None
     route: Route | None = None
+    target: Target | None = None
+    sink: Sink | None = None
 
     @property
     def item_nbytes(self) -> int:

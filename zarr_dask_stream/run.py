@@ -54,6 +54,7 @@ from zarr_dask_stream.source.assemble import stored_blocks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.reader import stored_numbers
 from zarr_dask_stream.source.selection import Sieve, decode_numbers
+from zarr_dask_stream.source.target import Target
 from zarr_dask_stream.stages.answers import answers_of
 from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule, MapBatch
 from zarr_dask_stream.stages.combine import Ungrouped
@@ -68,6 +69,7 @@ logger = logging.getLogger("zarr_dask_stream")
 _LOCAL_KINDS = ("local", "zip", "memory")
 _LOCAL_TASK_S = 0.25
 _REMOTE_TASK_S = 1.0
+_TARGET, _BEGUN, _MADE = "target", "begun", "made"  # what a ledger notes of a target
 _IDLE_S = 1.0  # the loop looks up at least so often, to see whether it was told to stop
 
 
@@ -130,6 +132,9 @@ class Run:
         total = len(o.plan) if o.plan.where is None or o.progress else None
         if self._ledger is not None:
             self._open_ledger(self._ledger)
+        if o.target is not None:
+            self._open_target(o.target)
+        if self._ledger is not None:
             runs = self._ledger.done.missing_from(runs)
             total = None if total is None else total - len(self._ledger.done)
         if o.missing == "skip":
@@ -391,6 +396,29 @@ class Run:
         if self._answers is not None:
             self._answers.load(ledger.partials)
 
+    def _open_target(self, target: Target) -> None:
+        """Make the target, or see that it is still the one that an earlier run has made."""
+        try:
+            made = None if self._ledger is None else self._ledger.notes.get(_TARGET)
+            if target.exists or made == _MADE:
+                target.check_same()
+                return
+            if made is None:
+                target.check_free()
+            self._note_target(_BEGUN)  # before anything of it is there: what is found later is known to be ours
+            target.create()
+            self._note_target(_MADE)
+        except BaseException as error:
+            self._close_ledger()
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise StoreError(f"the target {target.place.url} can't be made: {error}") from error
+            raise
+
+    def _note_target(self, state: str) -> None:
+        if self._ledger is not None:
+            self._ledger.notes[_TARGET] = state
+            self._ledger.save(self._now(), time.time())
+
     def _close_ledger(self) -> None:
         if self._ledger is not None:
             self._ledger.acknowledge(self._acknowledged)
@@ -499,7 +527,11 @@ class Run:
                 self._tell(instruction.notice)
             elif isinstance(instruction, Cancel):
                 self.executor.cancel(instruction.batches)
-        self._close_ledger()
+        try:
+            if self._options.sink is not None:
+                self._options.sink.tidy()
+        finally:
+            self._close_ledger()
 
 
 def _numbers(chunks: Iterable[Chunk]) -> list[int]:
@@ -547,6 +579,7 @@ def _ledger_of(options: Options) -> Ledger:
         "stages": [type(stage).__name__.lower() for stage in o.stages],
         "where": o.plan.where is not None,
         "reduce": None if o.fold is None else type(o.fold.reducer).__name__,
+        **({} if o.sink is None else {"target": o.sink.spec.url}),
     }
     parts = {
         "about": about,
@@ -556,5 +589,6 @@ def _ledger_of(options: Options) -> Ledger:
         "where": identity(o.plan.where),
         "stages": identity(o.stages),
         "fold": identity(o.fold),
+        **({} if o.sink is None else {"sink": [o.sink.spec.url, o.sink.spec.fingerprint, identity(o.sink.placement)]}),
     }
     return Ledger(o.checkpoint, o.plan, fingerprint(parts), about)

@@ -295,6 +295,11 @@ class Checkpoint:
     every_s: float = 5.0
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def token(self) -> str:
+        """A short name that is the same for the same place."""
+        return hashlib.blake2b(os.fspath(self.url).encode(), digest_size=6).hexdigest()
+
     def __post_init__(self) -> None:
         # Callers need not be typed.
         if not isinstance(self.url, (str, os.PathLike)) or not os.fspath(self.url):  # type: ignore[redundant-expr]
@@ -395,6 +400,13 @@ class Ledger:
         Digest of all that makes this stream what it is; a ledger with another one is refused.
     about : mapping
         Plain words for whoever reads the document: array, region and so on.
+
+    Attributes
+    ----------
+    done : Completed
+        The chunks that are done.
+    partials, notes : dict
+        What is saved with them: partials of a reduction, and what a run tells the one that goes on after it.
     """
 
     def __init__(self, checkpoint: Checkpoint, plan: ChunkPlan, fingerprint: str, about: Mapping[str, Any]) -> None:
@@ -408,6 +420,7 @@ class Ledger:
         self._saved_count = 0
         self.done = Completed(plan)
         self.partials: dict[Any, Any] = {}
+        self.notes: dict[str, str] = {}
 
     def open(self, now: float, wall_s: float) -> None:
         """Take hold of the ledger and read what an earlier run left.
@@ -455,6 +468,8 @@ class Ledger:
         self.done = Completed.unpack(self._plan, document.get("done", ""))
         partials = decode_value(document.get("partials", {"dict": []}))
         self.partials = partials if isinstance(partials, dict) else {}
+        notes = document.get("notes")
+        self.notes = {str(k): str(v) for k, v in notes.items()} if isinstance(notes, dict) else {}
 
     def _differences(self, about: Any) -> str:
         if not isinstance(about, dict):
@@ -506,6 +521,7 @@ class Ledger:
             "finished": len(self.done),
             "done": self.done.pack(),
             "partials": encode_value(self.partials),
+            **({"notes": self.notes} if self.notes else {}),
         }
         try:
             if not self._place.exclusive and self._saved_at:

@@ -32,8 +32,10 @@ from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.labels import Labels
 from zarr_dask_stream.source.reader import ChunkRead, read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, decode_numbers
+from zarr_dask_stream.source.writer import ArrayWriter
 from zarr_dask_stream.stages.batch import is_ctrl_c, nbytes_of
 from zarr_dask_stream.stages.combine import Fold, Partials, merge_partials
+from zarr_dask_stream.stages.sink import Sink
 from zarr_dask_stream.stages.transform import Filter, Map, Outcome, Pipeline, Stage, compile_stages
 
 __all__ = ["Work", "run_batch", "run_guarded", "zombies"]
@@ -64,6 +66,7 @@ class Work:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     discard: bool = False
     blocks: Blocks | None = None
+    sink: Sink | None = None
     labels: Labels | None = None
 
     def plan(self) -> ChunkPlan:
@@ -73,8 +76,9 @@ class Work:
         return ChunkPlan(self.spec.grid, self.box, labels=self.labels)
 
     def specs(self) -> tuple[ArraySpec, ...]:
-        """Return every array that is read."""
-        return (self.spec,) if self.blocks is None else tuple(member.spec for _, member in self.blocks.members)
+        """Return every array that is read, and the one that is written."""
+        read = (self.spec,) if self.blocks is None else tuple(member.spec for _, member in self.blocks.members)
+        return read if self.sink is None else (*read, self.sink.spec)
 
 
 class _Run:
@@ -96,6 +100,7 @@ class _Run:
         self.current: int | None = None
         self.calling: tuple[int | None, ...] = ()  # chunks that a function of many has been given
         self.abandoned = False
+        self._writer: ArrayWriter | None = None
         self._plan = work.plan()
         single = [stage for stage in work.stages if isinstance(stage, (Map, Filter))]
         self._apply = compile_stages(single)
@@ -125,6 +130,8 @@ class _Run:
 
     def _walk(self) -> None:
         reads = self._reads()
+        if self.work.sink is not None:
+            self._writer = self.work.sink.open(self.work.timeout, lambda: self.abandoned, self._mark)
         settle = self._settle
         stats = self.result.stats
         took = self.took.append
@@ -149,7 +156,10 @@ class _Run:
                     check_at = end + 0.1
             else:
                 self._flush()
+            self._finish_writing()
         finally:
+            if self._writer is not None:
+                self._writer.close()
             close = getattr(reads, "close", None)
             if close is not None:
                 close()
@@ -218,18 +228,24 @@ class _Run:
                 raise
             self._fail(number, error, in_function=True)
             return
-        if chunk is not None and work.fold is not None and not self._fold(work.fold, number, chunk):
-            return
-        self._commit(number, chunk, missing=read.missing)
+        self._take(number, chunk, missing=read.missing)
 
     def _conclude(self, outcome: Outcome) -> None:
         """Take what came out of the stages, for a chunk that may have been read some time ago."""
-        number, chunk, fold = outcome.number, outcome.chunk, self.work.fold
+        number, chunk = outcome.number, outcome.chunk
         assert number is not None
         if outcome.error is not None:
             self._fail(number, outcome.error, in_function=True)
+        else:
+            self._take(number, chunk, missing=chunk is not None and chunk.missing)
+
+    def _take(self, number: int, chunk: Chunk | None, *, missing: bool) -> None:
+        """Fold what came out of the stages, write it, or keep it for the way home."""
+        fold, writer = self.work.fold, self._writer
+        if chunk is not None and writer is not None:
+            self._write(writer, number, chunk)
         elif chunk is None or fold is None or self._fold(fold, number, chunk):
-            self._commit(number, chunk, missing=chunk is not None and chunk.missing)
+            self._commit(number, chunk, missing=missing)
 
     def _settle_missing(self, number: int) -> None:
         work = self.work
@@ -241,6 +257,46 @@ class _Run:
         index = self._plan.grid.index(number)
         error = MissingChunkError(f'chunk {index} of {work.spec.store.url} is not stored and missing="raise"')
         self._fail(number, error)
+
+    # -- into a target ------------------------------------------------------------------------------
+
+    def _write(self, writer: ArrayWriter, number: int, chunk: Chunk) -> None:
+        assert self.work.sink is not None
+        try:
+            region, data = self.work.sink.fit(chunk)
+        except Exception as error:  # noqa: BLE001  # what a function returned may be anything
+            self._fail(number, error, in_function=True)
+            return
+        writer.write((number, chunk), region, data)
+        self._take_written(writer)
+
+    def _take_written(self, writer: ArrayWriter, *, wait: bool = False) -> None:
+        for (number, chunk), written, error in writer.settled(wait=wait):
+            if error is not None:
+                self._fail(number, error)
+            else:
+                self.result.stats.bytes_written += written.stored_bytes
+                self._commit(number, chunk.with_data(written), missing=chunk.missing)
+
+    def _finish_writing(self) -> None:
+        """Wait for what is on its way to a remote store, and for the disk of a local one."""
+        writer, sink = self._writer, self.work.sink
+        if writer is None or sink is None or self.abandoned:
+            return
+        self._take_written(writer, wait=True)
+        if sink.durable and not self.abandoned:
+            try:
+                writer.flush()
+            except OSError as error:
+                self._lose_written(error)
+
+    def _lose_written(self, error: OSError) -> None:
+        """Take back that chunks are written: it is not known which of them would be found after a loss of power."""
+        with self.lock:
+            numbers, self.result.numbers = self.result.numbers, []
+            self.values, self.missing = [], []
+        for number in numbers:
+            self._fail(number, error)
 
     def _fold(self, fold: Fold, number: int, chunk: Chunk) -> bool:
         """Fold one chunk; a reducer that raises half-way must not leave half a chunk behind.
@@ -324,6 +380,8 @@ class _Run:
         if hung:
             with self.lock:
                 self.abandoned = True
+                if self.work.sink is not None and self.work.sink.durable:
+                    result.numbers, self.values, self.missing = [], [], []  # nobody has waited for the disk
                 if self.work.fold is not None and (self.current is not None or self.calling):
                     self._forget_partials()  # the thread may hang in the middle of a fold
         result.stats.latency = latency_histogram(self.took)

@@ -131,6 +131,9 @@ class ByteStore(ABC):
         self.remove(key for key in self.list_prefix(prefix) if key not in late)
         self.remove(late)
 
+    def discard(self, folder: str) -> None:  # noqa: B027  # most stores need no such folder
+        """Remove a folder that `put` has had for what was not whole yet, if it is there."""
+
     def size(self, key: str) -> int | None:
         """Return the length of the value of `key`, bytes, or None."""
         data = self.get(key)
@@ -155,6 +158,11 @@ class RemoteBytes(ByteStore):
     def __init__(self, url: str, secrets: tuple[str, ...] = ()) -> None:
         super().__init__(url)
         self._secrets = secrets
+
+    @property
+    def tells_digests(self) -> bool:
+        """Whether the service answers a write with the MD5 of what it has stored."""
+        return False
 
     @property
     @abstractmethod
@@ -206,7 +214,9 @@ class RemoteBytes(ByteStore):
     async def _delete(self, keys: list[str]) -> None:  # noqa: ARG002  # for those that can be written to
         raise UsageError(f"{self.url} can't be written to")
 
-    async def send(self, key: str, data: bytes, *, verify: bool = False, digest: str = "") -> None:
+    async def send(
+        self, key: str, data: bytes, *, verify: bool = False, digest: str = "", compare: bool = False
+    ) -> None:
         """Store `data` under `key`.
 
         Parameters
@@ -215,29 +225,38 @@ class RemoteBytes(ByteStore):
             Ask for the length afterwards, where the service has not answered with `digest` as the value's tag.
         digest : str
             MD5 of the data, in hexadecimal: what S3 calls a plain object of its own making.
+        compare : bool
+            Read the value back and compare it.
 
         Raises
         ------
         OSError
-            For whatever went wrong; EIO where another length is stored than was sent.
+            For whatever went wrong; EIO where something else is stored than was sent.
         """
         check_key(key)
         problem: OSError
         try:
             tag = await self._write(key, data)
-            if not verify or (digest and tag is not None and tag.strip('"') == digest):
-                return
-            stored = await self._stored_size(key)
+            if compare:
+                wrong = "" if await self._read(key, None, None) == data else "other bytes are read than were sent"
+            elif not verify or (digest and tag is not None and tag.strip('"') == digest):
+                wrong = ""
+            else:
+                stored = await self._stored_size(key)
+                wrong = "" if stored == len(data) else f"{len(data)} bytes were sent, and {stored or 0} are stored"
         except (StoreError, UsageError):
             raise
         except Exception as error:  # noqa: BLE001  # as in fetch
             problem = builtin_error(error, f"writing {key} of {self.url}", self._secrets)
         else:
-            if stored == len(data):
+            if not wrong:
                 return
-            text = f"writing {key} of {self.url}: {len(data)} bytes were sent, and {stored or 0} are stored"
-            problem = OSError(errno.EIO, text)
+            problem = OSError(errno.EIO, f"writing {key} of {self.url}: {wrong}")
         raise problem  # outside the handler, as in fetch
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Have a coroutine run on the loop, without waiting for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     async def _stored_size(self, key: str) -> int | None:
         try:

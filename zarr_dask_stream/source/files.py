@@ -310,6 +310,11 @@ class MappingBytes(Keyed):
         super().__init__(url)
         self._mapping = mapping
 
+    @property
+    def mapping(self) -> Mapping[str, Any]:
+        """The mapping itself."""
+        return self._mapping
+
     def get(self, key: str) -> bytes | None:
         """Return the value of `key`."""
         try:

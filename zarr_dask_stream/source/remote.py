@@ -246,6 +246,11 @@ class FsspecFiles(RemoteBytes):
         lead = self._lead.lstrip("/")
         return path.lstrip("/")[len(lead) :]
 
+    @property
+    def tells_digests(self) -> bool:
+        """Whether it is S3, or something that speaks as S3 does."""
+        return _s3_of(self._fs) is not None
+
     async def _write(self, key: str, data: bytes) -> str | None:
         if self._behind is not None:
             raise UsageError(
@@ -352,6 +357,11 @@ class ObstoreObjects(RemoteBytes):
             result = await self._get(path, options={"range": option})
             return bytes(await result.bytes_async())
         return bytes(await self._get_range(path, start=start, end=stop))
+
+    @property
+    def tells_digests(self) -> bool:
+        """Whether it is S3, or something that speaks as S3 does."""
+        return type(self._store).__name__ == "S3Store"
 
     async def _write(self, key: str, data: bytes) -> str | None:
         # One request as far as S3 takes one; it cuts larger objects into parts that show when all are there.

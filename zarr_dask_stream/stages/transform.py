@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.stages.batch import Batches, MapBatch, is_ctrl_c
@@ -16,9 +18,14 @@ __all__ = ["Decode", "Filter", "Map", "Outcome", "Pipeline", "Stage", "check_fun
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """``fn(chunk) -> value``: the item keeps its place, its data become the value."""
+    """``fn(chunk) -> value``: the item keeps its place, its data become the value.
+
+    `dtype` and `chunks` say what the function makes of a full chunk, where a target has to be made for it.
+    """
 
     fn: Callable[[Chunk], Any]
+    dtype: np.dtype[Any] | None = None
+    chunks: tuple[int | None, ...] | int | None = None
 
     def apply(self, chunk: Chunk) -> Chunk | None:
         """Return the chunk with what `fn` made of it."""

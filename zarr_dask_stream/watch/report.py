@@ -65,14 +65,15 @@ class Report(Callback):
         Tries beyond a chunk's first; chunks of which a second copy was started because they straggled.
     batches, batches_lost : int
         Tasks that came back; tasks that lost their worker.
-    bytes_stored, bytes_decoded : int
-        Bytes read from the store, bytes of decoded data.
+    bytes_stored, bytes_decoded, bytes_written : int
+        Bytes read from the store, bytes of decoded data, bytes stored in a target.
     peak_chunks_in_flight, peak_bytes_in_flight : int
         Most chunks, most decoded bytes submitted and not yet taken.
     wall_s : float
         Duration, seconds.
     time : dict of str to float
-        Seconds by phase. "fetch", "decode" and "compute" are summed over the workers' threads;
+        Seconds by phase. "fetch", "decode" and "compute" (functions, and what a target costs) are summed over the
+        workers' threads;
         "schedule" and "transfer" over tasks (what a task took beyond its work, and its results' way
         to the client); "consumer" is how long the stream waited for whoever iterates.
     dead_letters : list of DeadLetter
@@ -98,6 +99,7 @@ class Report(Callback):
     batches_lost: int = 0
     bytes_stored: int = 0
     bytes_decoded: int = 0
+    bytes_written: int = 0
     peak_chunks_in_flight: int = 0
     peak_bytes_in_flight: int = 0
     wall_s: float = 0.0
@@ -138,6 +140,7 @@ class Report(Callback):
         self.filled_missing += stats.filled
         self.bytes_stored += stats.bytes_stored
         self.bytes_decoded += stats.bytes_decoded
+        self.bytes_written += stats.bytes_written
         spent = self.time
         spent["fetch"] += stats.fetch_s
         spent["decode"] += stats.decode_s
@@ -224,7 +227,7 @@ class Report(Callback):
         names = (
             "url", "outcome", "error", "total", "emitted", "filtered", "skipped_missing", "dead_lettered",
             "cancelled", "resumed", "filled_missing", "retries", "hedges", "batches", "batches_lost",
-            "bytes_stored", "bytes_decoded",
+            "bytes_stored", "bytes_decoded", "bytes_written",
             "peak_chunks_in_flight", "peak_bytes_in_flight", "wall_s",
         )  # fmt: skip
         report = {name: getattr(self, name) for name in names}
@@ -249,7 +252,11 @@ class Report(Callback):
             ("outcome", self.outcome + (f": {self.error}" if self.error else "")),
             ("chunks", f"{total} planned: " + ", ".join(f"{n:,} {what}" for n, what in ends if n or what == "emitted")),
             ("time", f"{human_seconds(self.wall_s)} ({self.chunks_per_s:,.0f} chunks/s)"),
-            ("data", f"{human_bytes(self.bytes_stored)} stored, {human_bytes(self.bytes_decoded)} decoded"),
+            (
+                "data",
+                f"{human_bytes(self.bytes_stored)} stored, {human_bytes(self.bytes_decoded)} decoded"
+                + (f", {human_bytes(self.bytes_written)} written" if self.bytes_written else ""),
+            ),
             (
                 "in flight",
                 f"at most {self.peak_chunks_in_flight:,} chunks, {human_bytes(self.peak_bytes_in_flight)}",
