@@ -6,11 +6,11 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarr_dask_stream.engine.events import Batch, BatchLost
-from zarr_dask_stream.engine.quarantine import Bury, Quarantine, Retry, Stop
+from zarr_dask_stream.engine.events import Batch, BatchLost, Blame
+from zarr_dask_stream.engine.quarantine import Bury, Quarantine, Retry, Sentence, Stop
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.waiting import Again
 
@@ -22,8 +22,9 @@ def batch_of(*numbers: int, suspect: bool = False) -> Batch:
     return Batch(next(serial), ranges, len(numbers), len(numbers), suspect=suspect)
 
 
-def quarantine_of(**options: int) -> Quarantine:
-    return Quarantine(RetryPolicy(wait_initial=1.0, wait_jitter=0.0, **options), random.Random(0), lambda n: (n,))
+def quarantine_of(worker_budget: int = 32) -> Quarantine:
+    policy = RetryPolicy(wait_initial=1.0, wait_jitter=0.0, worker_budget=worker_budget)
+    return Quarantine(policy, random.Random(0), lambda number: (number,))
 
 
 def died(batch: Batch, reason: str = "its worker died") -> BatchLost:
@@ -48,6 +49,7 @@ def test_one_chunk_alone_is_tried_once_more_and_then_buried() -> None:
     assert not quarantine
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 3000), at=st.integers(0, 2999))
 def test_the_guilty_is_found_and_the_innocent_come_back(count: int, at: int) -> None:
     guilty = at % count
@@ -89,13 +91,24 @@ def test_the_price_is_bounded() -> None:
     assert again == Again((9,), 0.0, alone=True, suspect=True), "it is not lost either"
 
 
+def test_doubt_has_an_end() -> None:
+    quarantine = quarantine_of()
+    deaths = 0
+    sentences: list[Sentence] = []
+    while not any(isinstance(sentence, Bury) for sentence in sentences):
+        batch = batch_of(7, suspect=True)
+        sentences = quarantine.lost(batch, BatchLost(batch.id, "its worker died", blame=Blame.SHARED), 0.0)
+        deaths += 1
+    assert deaths == 5, "three in doubt, and two as always"
+
+
 @pytest.mark.parametrize("count", [1, 20])
 def test_a_death_that_proves_nothing_is_no_blame_but_has_its_price(count: int) -> None:
     quarantine = quarantine_of(worker_budget=5)
     numbers = tuple(range(count))
     for turn in range(6):
         batch = batch_of(*numbers, suspect=True)
-        sentences = quarantine.lost(batch, BatchLost(batch.id, "its worker died", proven=False), 0.0)
+        sentences = quarantine.lost(batch, BatchLost(batch.id, "its worker died", blame=Blame.NONE), 0.0)
         assert sentences[-1] == Again(numbers, 0.0, alone=True, suspect=True)
         assert isinstance(sentences[0], Stop) == (turn == 5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarr_dask_stream.engine.waiting import Again, WaitingRoom
@@ -43,6 +43,7 @@ def test_what_is_not_allowed_goes_on_waiting() -> None:
     assert room.chunks == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 10), st.booleans()), max_size=60), st.lists(st.floats(0, 12), max_size=5))
 def test_each_comes_once_and_none_too_early(entries: list[tuple[float, bool]], looks: list[float]) -> None:
     room = WaitingRoom()

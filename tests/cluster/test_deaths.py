@@ -16,7 +16,6 @@ from distributed import Client, LocalCluster
 import zarr_dask_stream as zds
 from cluster.streaming import balanced
 from realparts.cluster import run_cluster
-from zarr_dask_stream.engine.events import BatchFinished, Notice
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
@@ -119,16 +118,3 @@ def test_so_they_do_where_dask_lets_no_task_meet_a_second_worker(
         Client(cluster.address, set_as_default=False) as client,
     ):
         assert "its process exited with code 3" in letter_of(url, client, leave).message
-
-
-def test_without_a_nanny_nobody_knows_and_nobody_waits(tmp_path: Path, url: str) -> None:
-    with (
-        run_cluster(tmp_path, workers=4) as cluster,
-        Client(cluster.address, set_as_default=False) as client,
-    ):
-        finished: list[Notice] = []
-        stream = zds.stream_chunks(url, client=client, on_error="skip", callbacks=[finished.append])
-        assert sorted(chunk.data for chunk in stream.map(dying(leave))) == [1, 2, 4]
-        lost = [notice.lost for notice in finished if isinstance(notice, BatchFinished) and notice.lost]
-        assert lost
-        assert all(reason.startswith("worker tcp://127.0.0.1:") and reason.endswith(" died") for reason in lost)

@@ -12,8 +12,7 @@ import dataclasses
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Container, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import dask
@@ -21,8 +20,9 @@ import distributed
 from dask.delayed import delayed
 
 from zarr_dask_stream.engine.cluster import close_cluster, in_dask_task
-from zarr_dask_stream.engine.events import Batch, BatchLost, Input, Threads, Tick
+from zarr_dask_stream.engine.events import Batch, BatchLost, Blame, Input, Threads, Tick
 from zarr_dask_stream.engine.gather import Arrived, Gatherer, soon, unpack_inputs
+from zarr_dask_stream.engine.isolation import Isolation
 from zarr_dask_stream.engine.obituaries import BEGINNINGS, Obituaries
 from zarr_dask_stream.engine.payload import pack_work, package_version, remote_batch
 from zarr_dask_stream.engine.task import Work
@@ -37,7 +37,7 @@ _NO_WORKERS_S = 3.0  # how long a cluster may have no worker before we say so
 _RECONNECT_S = 30.0  # how long a lost scheduler may take to come back
 _SILENT_S = 120.0  # how long a scheduler may leave a question unanswered while the connection stands
 _GOODBYE_S = 5.0  # how long the last message to a scheduler may take
-_NOWHERE = ""  # what a suspect is bound to while there is no worker
+_PREFIX = "zds-read-"
 _INLINE_BYTES = 256 * 1024  # a larger description of the work travels once per worker, not per task
 
 
@@ -60,12 +60,8 @@ class DaskExecutor:
         self._own_cluster = own_cluster
         self._payload = pack_work(work)
         self._shared: distributed.Future[Any] | None = None
-        self._workers: dict[str, int] = {}
-        self._suspects: deque[Batch] = deque()
-        self._bound: dict[str, int] = {}
+        self._isolation = Isolation()
         self._binding: dict[int, Batch] = {}
-        self._begun: dict[int, str] = {}
-        self._tainted: set[str] = set()
         self._obituaries: Obituaries | None = None
         self._gatherer = Gatherer(client, self._cause)
         self._errands: set[asyncio.Task[None]] = set()
@@ -109,22 +105,23 @@ class DaskExecutor:
             self._check_open()
             # A worker can die of a task before the client's loop has heard of it: see `_register`.
             self._unregistered.update(map(self._key, ordinary))
-            self._on_loop(self._register, ordinary, self._compute(ordinary))
+            place = self._isolation.outside
+            self._on_loop(self._register, ordinary, self._compute(ordinary, place), place)
         suspects = [batch for batch in batches if batch.suspect]
         if suspects:
             self._on_loop(self._queue_suspects, suspects)
 
     def _key(self, batch: Batch) -> str:
-        return f"zds-read-{self._run}-{batch.id:09d}-a{batch.attempt}"
+        return f"{_PREFIX}{self._run}-{batch.id:09d}-a{batch.attempt}"
 
-    def _compute(self, batches: list[Batch], worker: str | None = None) -> list[distributed.Future[Any]]:
-        """Make one delayed task of each batch and compute them, on one worker or wherever Dask likes.
+    def _compute(self, batches: list[Batch], workers: tuple[str, ...] | None) -> list[distributed.Future[Any]]:
+        """Make one delayed task of each batch and compute them, on these workers or wherever Dask likes.
 
         Dask runs those first that were sent first, and of those sent together the first by name. No
         priority is given: numbers that grow along a stream would let each new one overtake all older ones.
         """
         version = package_version()
-        place = {} if worker is None else {"workers": [worker], "allow_other_workers": False}
+        place = {} if workers is None else {"workers": list(workers), "allow_other_workers": False}
         try:
             payload = self._work_to_send()
             tasks = [
@@ -250,8 +247,12 @@ class DaskExecutor:
 
     # -- on the client's event loop -------------------------------------------------------------------
 
-    def _register(self, batches: list[Batch], futures: list[distributed.Future[Any]]) -> None:
+    def _register(
+        self, batches: list[Batch], futures: list[distributed.Future[Any]], place: tuple[str, ...] | None
+    ) -> None:
         """Follow tasks that were sent; some may have met their end already."""
+        if place is not None:
+            self._isolation.place((batch.id for batch in batches), place)
         for batch, future in zip(batches, futures, strict=True):
             key = self._key(batch)
             self._unregistered.discard(key)
@@ -260,26 +261,18 @@ class DaskExecutor:
             self._completed.add(future)
             worker = self._lost_early.pop(key, None)
             if worker is not None:
-                self._lose({batch.id: key}, worker, deaths=1)
+                self._lose({batch.id: key}, f"worker {worker} died", worker, deaths=1)
         if self._collecting is not None:
             self._ring()  # another thread waits, and not for these
 
     def _queue_suspects(self, suspects: list[Batch]) -> None:
-        self._suspects.extend(suspects)
+        self._isolation.add(suspects)
         self._send_suspects()
 
     def _send_suspects(self) -> None:
-        """Bind each waiting suspect to a worker of its own: if that dies, it was this batch or bad luck."""
-        # Where there is no worker at all, one suspect goes out unbound: an adaptive cluster starts workers for
-        # tasks it can see. Until that is back, any worker may get it.
-        for worker in list(self._workers) or [_NOWHERE]:
-            if not self._suspects or _NOWHERE in self._bound:
-                return
-            if worker not in self._bound:
-                batch = self._suspects.popleft()
-                self._bound[worker] = batch.id
-                self._binding[batch.id] = batch
-                self._later(self._send_bound(batch, worker))
+        for worker, suspect in self._isolation.bind():
+            self._binding[suspect.id] = suspect
+            self._later(self._send_bound(suspect, worker))
 
     async def _send_bound(self, batch: Batch, worker: str) -> None:
         """Send a suspect to its worker, once somebody watches what becomes of that."""
@@ -288,16 +281,16 @@ class DaskExecutor:
         if self._binding.pop(batch.id, None) is None:
             return  # it was called back, or the worker is gone
         try:
-            self._register([batch], self._compute([batch], worker or None))
+            place = (worker,) if worker else None
+            self._register([batch], self._compute([batch], place), place)
         except ClusterError as error:
             self._problem = error  # for who waits
             self._ring()
 
     def _cancel(self, batches: tuple[int, ...]) -> None:
-        self._suspects = deque(batch for batch in self._suspects if batch.id not in batches)
         for batch in batches:
             self._binding.pop(batch, None)
-        self._unbind(batches)
+        self._isolation.release(batches)
         futures = [self._futures.pop(batch) for batch in batches if batch in self._futures]
         if futures:
             self._later(self._call_back(futures))
@@ -387,7 +380,7 @@ class DaskExecutor:
 
     def _doubt(self, lost: BatchLost) -> BatchLost:
         """Acquit a batch that had not begun on the worker that died: Dask blames all that it had in its queue."""
-        return dataclasses.replace(lost, proven=lost.worker != "" and self._begun.get(lost.batch) == lost.worker)
+        return dataclasses.replace(lost, blame=self._isolation.blame(lost.batch, lost.worker, others=True))
 
     async def _fetch_slowly(self, futures: dict[int, distributed.Future[Any]]) -> list[Input | Arrived]:
         inputs = await self._gatherer.through_scheduler(futures)
@@ -398,7 +391,7 @@ class DaskExecutor:
         gone = set(batches)
         for batch in gone:
             self._futures.pop(batch, None)
-        self._unbind(gone)
+        self._isolation.release(gone)
 
     # -- the cluster --------------------------------------------------------------------------------
 
@@ -411,9 +404,11 @@ class DaskExecutor:
         except (OSError, AttributeError):
             return  # `_check_alive` has the say on a connection that is gone
         workers, threads = len(ncores), sum(ncores.values())
-        self._workers = dict(ncores)
-        for worker in [worker for worker in self._bound if worker and worker not in ncores]:
-            self.worker_removed(worker, frozenset(), expected=True)  # it was gone before its suspect began
+        stranded = set(self._isolation.update(ncores))
+        if stranded:  # their workers left while they were on their way there
+            where = "its worker left before it began"
+            self._lose({batch: key for key, batch in self._batch_of.items() if batch in stranded}, where, deaths=0)
+        self._send_suspects()
         if workers:
             self._empty_since = None
         elif self._empty_since is None:
@@ -424,44 +419,36 @@ class DaskExecutor:
             self._threads = current
             self._inputs.append(current)
 
-    def _unbind(self, batches: Iterable[int]) -> None:
-        gone = set(batches)
-        for worker in [worker for worker, batch in list(self._bound.items()) if batch in gone]:
-            self._bound.pop(worker, None)
-        for batch in gone:
-            self._begun.pop(batch, None)
-
     def suspect_begun(self, key: str, worker: str) -> None:
         """Hear that a suspect is at work."""
         batch = self._batch_of.get(key)
         if batch is not None:
-            self._begun[batch] = worker
+            self._isolation.begun(batch, worker)
 
     def worker_added(self, worker: str) -> None:
         """Hear that a worker has joined; it may be about to get a suspect that is bound to none."""
-        if _NOWHERE in self._bound and self._obituaries is not None:
+        if self._isolation.unbound and self._obituaries is not None:
             self._later(self._obituaries.attend(self._client, worker))
 
-    def worker_removed(self, worker: str, keys: Container[str], *, expected: bool) -> None:
+    def worker_removed(self, worker: str, keys: Collection[Any], *, expected: bool) -> None:
         """Hear that a worker is gone, and take its batches back before Dask lets them meet another one.
 
         Dask would run them again by itself, at once and under the same name, three more times: a chunk that
         kills its worker would cost four. A worker that was told to leave is left to Dask.
         """
-        bound = self._bound.pop(worker, None)
-        threads = self._workers.pop(worker, 1)
+        bound = self._isolation.remove(worker)
         if bound in self._binding:
-            self._suspects.appendleft(self._binding.pop(bound))
+            self._isolation.put_back(self._binding.pop(bound))
         if not expected:
             self._lost_early.update((key, worker) for key in list(self._unregistered) if key in keys)
         ours = list(self._batch_of.items())
         lost = {batch: key for key, batch in ours if batch == bound or (key in keys and not expected)}
-        # A task that was taken back from another worker may have been started here before that was heard of.
-        others = threads > 1 and any(key in keys for key in self._tainted)
         self._gatherer.interrupt()
-        self._lose(lost, worker, deaths=0 if expected else 1, others=others)
+        # Tasks of other streams count, and those that Dask has started a second time before they were called back.
+        others = sum(key.startswith(_PREFIX) for key in keys if isinstance(key, str)) > 1
+        self._lose(lost, f"worker {worker} died", worker, deaths=0 if expected else 1, others=others)
 
-    def _lose(self, lost: dict[int, str], worker: str, *, deaths: int, others: bool = False) -> None:
+    def _lose(self, lost: dict[int, str], reason: str, worker: str = "", *, deaths: int, others: bool = False) -> None:
         """Give up tasks that went with their worker."""
         futures = []
         for batch, key in lost.items():
@@ -470,23 +457,22 @@ class DaskExecutor:
             if future is None:
                 continue
             futures.append(future)
-            if deaths:
-                self._tainted.add(key)
-            if deaths and batch in self._begun:
-                proven = self._begun[batch] == worker and future.status != "finished" and not others
-                self._gathers.add(asyncio.ensure_future(self._inquire(batch, worker, proven=proven)))
+            event = BatchLost(batch, reason, None, deaths, worker, Blame.NONE)
+            if deaths and self._isolation.is_suspect(batch):
+                if future.status != "finished":
+                    event = dataclasses.replace(event, blame=self._isolation.blame(batch, worker, others=others))
+                self._gathers.add(asyncio.ensure_future(self._inquire(event)))
             else:
-                self._inputs.append(BatchLost(batch, f"worker {worker} died", None, deaths, worker, proven=False))
-        self._unbind(lost)
+                self._inputs.append(event)
+        self._isolation.release(lost)
         if futures:
             # Cancelling also wakes whoever waits for these futures.
             self._later(self._call_back(futures))
 
-    async def _inquire(self, batch: int, worker: str, *, proven: bool) -> list[Input | Arrived]:
+    async def _inquire(self, lost: BatchLost) -> list[Input | Arrived]:
         """Report a suspect's death with its cause."""
-        cause = await self._cause(worker)
-        reason = f"worker {worker} died" + (f": {cause}" if cause else "")
-        return [BatchLost(batch, reason, None, 1, worker, proven)]
+        cause = await self._cause(lost.worker)
+        return [dataclasses.replace(lost, reason=f"{lost.reason}: {cause}") if cause else lost]
 
     def _check_alive(self) -> None:
         status = self._client.status

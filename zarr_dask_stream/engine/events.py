@@ -26,6 +26,7 @@ __all__ = [
     "BatchResult",
     "BatchStats",
     "BatchSubmitted",
+    "Blame",
     "Callback",
     "Category",
     "ChunkDeadLettered",
@@ -61,6 +62,14 @@ class Category(Enum):
     FUNCTION = "function"
     CLUSTER = "cluster"
     NOT_VISIBLE = "not visible"
+
+
+class Blame(Enum):
+    """How far a batch is to blame for the death of the worker it was on."""
+
+    NONE = "none"
+    SHARED = "shared"
+    SOLE = "sole"
 
 
 # -- outcomes ---------------------------------------------------------------------------------------
@@ -204,17 +213,14 @@ class BatchDone:
 
 @dataclass(frozen=True, slots=True)
 class BatchLost:
-    """A batch did not come back: its worker died, or the task itself could not run.
-
-    A death is `proven` unless something else was or may have been at work when the worker died.
-    """
+    """A batch did not come back: its worker died, or the task itself could not run."""
 
     batch: int
     reason: str
     error: BaseException | None = None
     deaths: int = 1
     worker: str = ""
-    proven: bool = True
+    blame: Blame = Blame.SOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import signal
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -35,7 +35,7 @@ class Mourner(Protocol):
         """Hear that a suspect, and not what was before it in the queue, is at work."""
         ...
 
-    def worker_removed(self, worker: str, keys: Container[str], *, expected: bool) -> None:
+    def worker_removed(self, worker: str, keys: Collection[Any], *, expected: bool) -> None:
         """Hear that a worker is gone, and which tasks it had."""
         ...
 

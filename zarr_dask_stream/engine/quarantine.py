@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zarr_dask_stream.engine.events import Batch, BatchLost, Category, Failure
+from zarr_dask_stream.engine.events import Batch, BatchLost, Blame, Category, Failure
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.waiting import Again
 from zarr_dask_stream.errors import ClusterError
@@ -25,6 +25,7 @@ __all__ = ["Bury", "Quarantine", "Retry", "Sentence", "Stop"]
 
 _SPLIT = 16  # a suspect batch that lost its worker again comes back in so many pieces
 _DEATHS = 2  # so many times a chunk may lose its worker while alone in a batch
+_DOUBTS = 3  # so many times something else may be to blame
 _RETURNS = 5  # so many times a chunk may come back untried, or its result be lost on the way
 
 
@@ -62,6 +63,7 @@ class _Record:
     first_at: float = 0.0
     deaths: int = 0
     returns: int = 0
+    doubts: int = 0
 
 
 class Quarantine:
@@ -130,11 +132,20 @@ class Quarantine:
         self._workers_spent += event.deaths
         if self._workers_spent > self._policy.worker_budget:
             return [Stop(self._too_many(batch, event)), Again(_numbers(batch), now, alone=True, suspect=True)]
-        if not event.proven:
+        if event.blame is Blame.NONE or (event.blame is Blame.SHARED and self._in_doubt(batch, now)):
             return [Again(_numbers(batch), now, alone=True, suspect=True)]
         if batch.count > 1:
             return _in_pieces(_numbers(batch), now, suspect=True)
         return self._lost_alone(batch.ranges[0][0], event, now)
+
+    def _in_doubt(self, batch: Batch, now: float) -> bool:
+        """Count a death for which something else may be to blame; return whether there are few of them so far."""
+        doubts = 0
+        for number in _numbers(batch):
+            record = self._record(number, now)
+            record.doubts += 1
+            doubts = max(doubts, record.doubts)
+        return doubts <= _DOUBTS
 
     def _lost_alone(self, number: int, event: BatchLost, now: float) -> list[Sentence]:
         """Judge a chunk that was alone when its worker died: now the blame has an address."""
