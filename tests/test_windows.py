@@ -70,10 +70,12 @@ def test_chunks_and_windows_know_each_other(case: tuple[ChunkPlan, Along]) -> No
         inside = [n for n in everything if elements(along.region(window)) & elements(plan.region(n))]
         assert along.planned(plan, window) == len(inside)
         assert sorted(plan.grid.number(i) for i in itertools.product(*along.chunks(window))) == inside
-    counted: dict[Any, int] = {}
-    for number in everything:
-        counted[along.position(number)] = counted.get(along.position(number), 0) + 1
-    assert along.positions(everything) == counted
+    for some in (everything, everything[::3], everything[:1], []):
+        counted = {
+            window: sum(window in set(along.windows_at(along.position(number))) for number in some)
+            for window in range(len(along))
+        }
+        assert along.counted(some) == {window: count for window, count in counted.items() if count}
     odd = ChunkPlan(plan.grid, plan.box, lambda index: sum(index) % 2 == 1)
     for window in range(len(along)):
         inside = [n for n in odd if elements(along.region(window)) & elements(plan.region(n))]

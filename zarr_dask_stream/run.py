@@ -175,15 +175,23 @@ class Run:
         grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
         self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
         self._do(machine.handle(threads, self._now()))
+        plain = self._answers is None and self._batches is None
+        heeds = not plain or self._ledger is not None
         while not self._stopped:
-            item = self._next()
+            item: Chunk | Batch | None
+            if plain:  # the usual way, at the cost of no call
+                taken = machine.take(hold=self._shared)
+                item = None if taken is None else Chunk.planned(plan, taken.number, taken.value, taken.missing)
+            else:
+                item = self._next()
             if item is not None:
                 if isinstance(item, Batch) and self._options.route is not None and not (yield from self._sink(item)):
                     continue
                 self._handed_at = time.monotonic()
-                yield self._shown(item)
+                yield item if plain else self._shown(item)
                 self._count_rest()
-                self._acknowledge(item)  # the consumer came back for more
+                if heeds:
+                    self._acknowledge(item)  # the consumer came back for more
                 if machine.hungry:
                     self._handle(Tick())
             elif machine.done and answers is not None:
@@ -215,15 +223,13 @@ class Run:
     # -- what is handed out ---------------------------------------------------------------------------
 
     def _next(self) -> Chunk | Batch | None:
-        """Return what can be handed out now, or None."""
-        if self._answers is not None:
-            if self._windows is not None:
-                self._windows.passed(self._machine.frontier)
-            return self._answers.take(self._now())
+        """Return the answer or batch that can be handed out now, or None."""
         if self._batches is not None:
             return self._next_batch(self._batches)
-        item = self._machine.take(hold=self._shared)
-        return None if item is None else Chunk.planned(self._options.plan, item.number, item.value, item.missing)
+        assert self._answers is not None
+        if self._windows is not None:
+            self._windows.passed(self._machine.frontier)
+        return self._answers.take(self._now())
 
     def _next_batch(self, batches: Batches) -> Batch | None:
         """Gather items until a batch closes; None where there are no more for now."""

@@ -279,11 +279,9 @@ class _InWindows:
                 self._dead[number] = sum(1 for _ in self._windows([number]))
 
     def _windows(self, numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-        along = self._along
-        for position, count in along.positions(numbers).items():
-            for window in along.windows_at(position):
-                if window not in self._done:
-                    yield window, count
+        for window, count in self._along.counted(numbers).items():
+            if window not in self._done:
+                yield window, count
 
     def passed(self, number: int | None) -> None:
         position = None if number is None else self._along.position(number)

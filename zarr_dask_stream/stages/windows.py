@@ -16,6 +16,7 @@ from operator import index
 from typing import Any, SupportsIndex
 
 import numpy as np
+import numpy.typing as npt
 
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk, Variables
@@ -25,6 +26,9 @@ from zarr_dask_stream.source.selection import ChunkPlan
 __all__ = ["Along", "Every", "InWindow", "Pane", "parse_along", "parse_every"]
 
 Pane = tuple[int, ...]
+
+_MANY = 8  # chunks from which on arrays are faster
+_SPARSE = 64  # windows to look at for each chunk, at most
 
 
 @dataclass(frozen=True)
@@ -156,19 +160,56 @@ class Along:
         where = self.grid.index(number)
         return tuple(where[axis] for axis in self.axes)
 
-    def positions(self, numbers: Sequence[int]) -> dict[Index, int]:
-        """Count chunks by their position."""
-        if len(numbers) < 8:
-            counted: dict[Index, int] = {}
-            for number in numbers:
-                where = self.position(number)
-                counted[where] = counted.get(where, 0) + 1
-            return counted
-        full = np.unravel_index(np.asarray(numbers, np.int64), self.grid.grid_shape)
-        shape = tuple(self.grid.grid_shape[axis] for axis in self.axes)
-        flat, counts = np.unique(np.ravel_multi_index([full[axis] for axis in self.axes], shape), return_counts=True)
-        places = np.stack(np.unravel_index(flat, shape), axis=1).tolist()
-        return {tuple(place): count for place, count in zip(places, counts.tolist(), strict=True)}
+    def counted(self, numbers: Sequence[int]) -> dict[int, int]:
+        """Count chunks by the windows that they share elements with.
+
+        Examples
+        --------
+        >>> Along(ChunkGrid((10,), (2,)), (slice(0, 10),), (0,), (4,), (3,)).counted(range(5))
+        {0: 2, 1: 3, 2: 2}
+        """
+        if len(numbers) >= _MANY:
+            counted = self._counted_at_once(np.asarray(numbers, np.int64))
+            if counted is not None:
+                return counted
+        counted = {}
+        for number in numbers:
+            for window in self.windows_at(self.position(number)):
+                counted[window] = counted.get(window, 0) + 1
+        return counted
+
+    def _counted_at_once(self, numbers: npt.NDArray[np.int64]) -> dict[int, int] | None:
+        """Do it with arrays; None where the chunks lie so far apart that one by one is better.
+
+        Each chunk is in a box of windows: its corners are marked, and running sums fill the boxes.
+        """
+        places = np.unravel_index(numbers, self.grid.grid_shape)
+        spans = [self._over(line, axis, places[axis]) for axis, line in zip(self.axes, self._lines, strict=True)]
+        inside = np.logical_and.reduce([first < stop for first, stop in spans])
+        spans = [(first[inside], stop[inside]) for first, stop in spans]
+        if not inside.any():
+            return {}
+        base = [int(first.min()) for first, _ in spans]
+        extent = [int(stop.max()) - low + 1 for (_, stop), low in zip(spans, base, strict=True)]
+        if math.prod(extent) > _SPARSE * len(numbers):
+            return None
+        marks = np.zeros(extent, np.int64)
+        for corner in itertools.product((0, 1), repeat=len(spans)):
+            ends = tuple(span[end] - low for span, end, low in zip(spans, corner, base, strict=True))
+            np.add.at(marks, ends, (-1) ** sum(corner))
+        for axis in range(len(spans)):
+            np.cumsum(marks, axis=axis, out=marks)
+        found = np.nonzero(marks)
+        windows = np.ravel_multi_index([at + low for at, low in zip(found, base, strict=True)], self.counts)
+        return dict(zip(windows.tolist(), marks[found].tolist(), strict=True))
+
+    def _over(self, line: _Line, axis: int, places: npt.NDArray[np.int64]) -> tuple[Any, Any]:
+        """Return the first window and the one past the last of chunks at these places along one axis."""
+        chunk, begin = self.grid.chunks[axis], self.grid.begin[axis] - self.box[axis].start
+        starts = np.maximum(begin + places * chunk, 0)
+        stops = np.minimum(begin + (places + 1) * chunk, line.length)
+        first = np.maximum((starts - line.size) // line.step + 1, 0)
+        return first, np.minimum(-(-stops // line.step), line.count)
 
     def windows_at(self, position: Index) -> Iterator[int]:
         """Walk the windows that share elements with the chunks at a position."""
