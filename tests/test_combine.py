@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.stages import reducers
 from zarr_dask_stream.stages.combine import Fold, Partials, Reducer, Together, as_reducer, merge_partials
 
 
@@ -141,3 +143,17 @@ def test_anything_with_the_four_methods_will_do() -> None:
 def test_what_is_no_reducer_is_refused(reducer: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         as_reducer(reducer)
+
+
+@pytest.mark.parametrize("key", [float("nan"), np.float32("nan"), np.datetime64("NaT"), ("north", float("nan"))])
+def test_a_key_that_equals_nothing_is_refused(key: Any) -> None:
+    fold = Fold(reducers.count(), lambda _: key)
+    with pytest.raises(UsageError, match=r"the key of chunk \(0, 1\) is .*not equal to itself"):
+        fold.add({}, Chunk((0, 1), (slice(0, 1), slice(1, 2)), np.zeros((1, 1))))
+
+
+@pytest.mark.parametrize("key", [0, "a", None, (), ("north", 1), np.int8(3), np.datetime64("2020-01-01")])
+def test_usual_keys_are_taken(key: Any) -> None:
+    partials: dict[Any, Any] = {}
+    Fold(reducers.count(), lambda _: key).add(partials, Chunk((0, 1), (slice(0, 1), slice(1, 2)), np.zeros((1, 1))))
+    assert list(partials) == [key]

@@ -48,7 +48,7 @@ def test_histogram_of_a_large_chunk() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((10,), "needs range="),
+        ((10,), "need range="),
         ((0, (0, 1)), "at least 1"),
         ((10, (1, 1)), "the first the smaller"),
         ((10, (0, math.inf)), "finite"),

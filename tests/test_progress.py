@@ -220,3 +220,24 @@ def test_a_notebook_shows_a_widget() -> None:
     outputs = notebook.cells[0].outputs
     assert "10\n" in "".join(out.get("text", "") for out in outputs if out.get("name") == "stdout")
     assert any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_of_a_stream_that_takes_a_few_the_way_to_those_is_shown(concurrency: int) -> None:
+    array = zarr.create_array({}, shape=(20,), chunks=(1,), dtype="i4")
+    seen: list[tuple[int, int]] = []
+    stream = zds.stream_chunks(array, concurrency=concurrency, progress=lambda done, total: seen.append((done, total)))
+    stream = stream.filter(lambda chunk: chunk.index[0] % 2).take(3)
+    assert [chunk.index for chunk in stream] == [(1,), (3,), (5,)]
+    assert seen[-1] == (3, 3)
+    assert {total for _, total in seen} == {3}
+    report = stream.report
+    assert report.total == report.emitted + report.filtered + report.cancelled == 20
+
+
+def test_a_stream_that_takes_more_than_there_are_ends_full() -> None:
+    array = zarr.create_array({}, shape=(4,), chunks=(1,), dtype="i4")
+    seen: list[tuple[int, int]] = []
+    stream = zds.stream_chunks(array, concurrency=1, progress=lambda done, total: seen.append((done, total)))
+    assert len(list(stream.take(9))) == 4
+    assert seen[-1] == (4, 4)

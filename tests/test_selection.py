@@ -61,7 +61,7 @@ def test_a_region_is_what_numpy_would_take(data: st.DataObject) -> None:
         (-1, (slice(3, 4), slice(0, 6))),
         ((..., -1), (slice(0, 4), slice(5, 6))),
         ((slice(1, 2), ..., slice(2, None)), (slice(1, 2), slice(2, 6))),
-        ([1, slice(2, 99)], (slice(1, 2), slice(2, 6))),
+        ((1, slice(2, 99)), (slice(1, 2), slice(2, 6))),
         (np.int64(2), (slice(2, 3), slice(0, 6))),
         (slice(np.int16(1), np.uint8(3)), (slice(1, 3), slice(0, 6))),
         (slice(3, 1), (slice(3, 3), slice(0, 6))),
@@ -249,3 +249,9 @@ def test_a_trillion_chunks_begin_at_once(by_shard: bool, where: Any) -> None:
     assert next(asked) <= 1000
     if where is None:
         assert len(plan) == 10**12
+
+
+@pytest.mark.parametrize("region", [[1, 2], [slice(0, 2)], []])
+def test_a_list_is_refused_because_it_means_something_else_to_numpy(region: Any) -> None:
+    with pytest.raises(UsageError, match=r"is a list.*write a tuple.*where="):
+        parse_region(region, (4, 5))

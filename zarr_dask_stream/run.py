@@ -122,7 +122,7 @@ class Run:
         self.report = Report(url=o.spec.store.url)
         self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
         if o.progress:
-            self._observers.append(progress_observer(o.progress, self.report))
+            self._observers.append(progress_observer(o.progress, self.report, limit=o.limit))
         self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
         runs: Iterable[range]
         if o.fold is not None and isinstance(o.fold.window, Along):

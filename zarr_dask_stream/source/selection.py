@@ -25,7 +25,7 @@ from zarr_dask_stream.source.labels import Labels
 __all__ = ["ChunkPlan", "Missing", "RegionLike", "Sieve", "decode_numbers", "encode_numbers", "parse_region"]
 
 Missing = Literal["fill", "skip", "raise"]
-RegionLike = slice | int | EllipsisType | tuple[slice | int | EllipsisType, ...] | list[Any] | None
+RegionLike = slice | int | EllipsisType | tuple[slice | int | EllipsisType, ...] | None
 Predicate = Callable[[Index], Any]
 _PIECE = 256
 _SIFTED = 4096
@@ -60,7 +60,13 @@ def parse_region(region: RegionLike, shape: tuple[int, ...]) -> Region:
     """
     if region is None:
         region = ...
-    entries = tuple(region) if isinstance(region, (tuple, list)) else (region,)
+    asked: Any = region
+    if isinstance(asked, list):
+        raise UsageError(
+            f"region {asked!r} is a list, by which NumPy means single places along the first axis; write a tuple with "
+            f"an entry for each axis, {tuple(asked)!r}, and choose scattered chunks with where="
+        )
+    entries = region if isinstance(region, tuple) else (region,)
     dots = [at for at, entry in enumerate(entries) if entry is Ellipsis]
     if len(dots) > 1:
         raise UsageError(f"a region has at most one Ellipsis, got {region!r}")

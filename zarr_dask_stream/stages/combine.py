@@ -157,7 +157,7 @@ class Fold:
 
     def add(self, partials: Partials, chunk: Chunk) -> None:
         """Fold `chunk` into the partial of its key."""
-        key: Hashable = () if self.key is None else self.key(chunk.index)
+        key: Hashable = () if self.key is None else _same_as_itself(self.key(chunk.index), chunk.index)
         if isinstance(self.window, Along):
             for pane, part in self.window.cut(chunk):
                 self._add(partials, (pane, key), part)
@@ -167,6 +167,17 @@ class Fold:
     def _add(self, partials: Partials, key: Hashable, chunk: Chunk) -> None:
         partial = partials[key] if key in partials else self.reducer.create()
         partials[key] = self.reducer.add(partial, chunk)
+
+
+def _same_as_itself(key: Hashable, index: tuple[int, ...]) -> Hashable:
+    """Return the key of a group if two chunks can have it."""
+    for part in key if isinstance(key, tuple) else (key,):
+        if not (part is None or bool(part == part)):  # noqa: PLR0124  # NaN is known by it
+            raise UsageError(
+                f"group_by: the key of chunk {index} is {key!r}, and {part!r} is not equal to itself, so each such "
+                "chunk would be a group of its own: return None, or a word, where there is no value"
+            )
+    return key
 
 
 def merge_partials(reducer: Reducer, into: Partials, partials: Partials) -> None:

@@ -100,7 +100,10 @@ def _equal_bins(bins: Any, limits: Any) -> npt.NDArray[np.float64]:
     if bins < 1:
         raise UsageError(f"histogram: bins must be at least 1, got {bins}")
     if limits is None:
-        raise UsageError("histogram: a number of bins needs range=(first, last), or give the edges as bins")
+        raise UsageError(
+            f"histogram: {bins} bins need range=(first, last), as nothing has been read yet: histogram({bins}, "
+            "(0.0, 1.0)); or give the edges, histogram([0.0, 0.5, 1.0])"
+        )
     try:
         low, high = (float(limit) for limit in limits)
     except (TypeError, ValueError):

@@ -31,7 +31,11 @@ _LOOKS = 50  # how many looks back the rate reaches: ten seconds of them
 
 
 def progress_observer(
-    progress: bool | Callable[[int, int], Any], report: Report, console: Console | None = None
+    progress: bool | Callable[[int, int], Any],
+    report: Report,
+    console: Console | None = None,
+    *,
+    limit: int | None = None,
 ) -> Callable[[Notice], None]:
     """Return an observer of one run that shows how far it is, or passes ``(done, total)`` on.
 
@@ -45,11 +49,14 @@ def progress_observer(
         The account of the run; it must hear of each notice before this observer does.
     console : rich.console.Console, optional
         Where to draw. Default: standard error.
+    limit : int, optional
+        The run ends when so many chunks were handed out: what is shown is the way to there.
     """
+    way = _Way(report, limit)
     if callable(progress):
-        return _Counter(progress, report).handle
+        return _Counter(progress, way).handle
     console = console if console is not None else Console(stderr=True)
-    return (_Bar if _can_draw(console) else _Lines)(report, console).handle
+    return (_Bar if _can_draw(console) else _Lines)(way, console).handle
 
 
 def _can_draw(console: Console) -> bool:
@@ -58,39 +65,58 @@ def _can_draw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-class _Counter(Callback):
-    """Calls ``fn(done, total)`` whenever more chunks have settled."""
+class _Way:
+    """How far a run is on the way to its end."""
 
-    def __init__(self, fn: Callable[[int, int], Any], report: Report) -> None:
+    def __init__(self, report: Report, limit: int | None) -> None:
+        self.report = report
+        self._limit = limit
+
+    @property
+    def total(self) -> int | None:
+        """Chunks to settle, or to hand out where the run ends after so many; None while that is not known."""
+        planned = self.report.total
+        if self._limit is None or planned is None:
+            return planned if self._limit is None else self._limit
+        return min(self._limit, planned)
+
+    @property
+    def done(self) -> int:
+        """Of these, how many are settled, or handed out."""
+        report = self.report
+        return report.settled - report.cancelled if self._limit is None else report.emitted
+
+
+class _Counter(Callback):
+    """Calls ``fn(done, total)`` whenever the run has come further."""
+
+    def __init__(self, fn: Callable[[int, int], Any], way: _Way) -> None:
         self._fn = fn
-        self._report = report
+        self._way = way
         self._told = -1
 
     def __repr__(self) -> str:
         return f"progress={self._fn!r}"  # the log names an observer that raised
 
     def on_notice(self, notice: Notice) -> None:  # noqa: ARG002  # the report has folded it already
-        done = _done(self._report)
-        if done != self._told and self._report.total is not None:
+        done, total = self._way.done, self._way.total
+        if done != self._told and total is not None:
             self._told = done
-            self._fn(done, self._report.total)
-
-
-def _done(report: Report) -> int:
-    return report.settled - report.cancelled
+            self._fn(done, total)
 
 
 class _Meter:
     """What there is to say about a run at a moment; the rate is that of the last seconds."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, way: _Way) -> None:
+        self._way = way
+        self._report = way.report
         self._looks: deque[tuple[float, int, int]] = deque(maxlen=_LOOKS)
         self.workers: int | None = None
 
     def look(self, now: float) -> None:
         """Take a sample at time `now`."""
-        self._looks.append((now, _done(self._report), self._report.bytes_decoded))
+        self._looks.append((now, self._way.done, self._report.bytes_decoded))
 
     def speed(self) -> tuple[float, float]:
         """Chunks and decoded bytes per second, between the first and the last look."""
@@ -102,8 +128,8 @@ class _Meter:
 
     def parts(self) -> list[str]:
         """Return count, rates and time left while it runs; what it came to afterwards."""
-        report, done = self._report, _done(self._report)
-        total = "?" if report.total is None else f"{report.total:,}"
+        report, done, whole = self._report, self._way.done, self._way.total
+        total = "?" if whole is None else f"{whole:,}"
         if report.outcome != "running":
             seconds = max(report.wall_s, 1e-9)
             parts = [f"{done:,}/{total} chunks", human_seconds(report.wall_s)]
@@ -113,8 +139,8 @@ class _Meter:
         parts = [f"{done:,}/{total} chunks"]
         if chunks_per_s:
             parts += [f"{chunks_per_s:,.{0 if chunks_per_s >= 10 else 1}f}/s", f"{human_bytes(bytes_per_s)}/s"]
-        if chunks_per_s and report.total is not None:
-            parts.append(f"{human_seconds(max((report.total - done) / chunks_per_s, 1.0))} left")
+        if chunks_per_s and whole is not None:
+            parts.append(f"{human_seconds(max((whole - done) / chunks_per_s, 1.0))} left")
         return parts
 
     def troubles(self) -> list[str]:
@@ -133,9 +159,9 @@ class _Meter:
 class _Bar(Callback):
     """A bar in the terminal or the notebook, and a line below it where there is trouble."""
 
-    def __init__(self, report: Report, console: Console) -> None:
-        self._report = report
-        self._meter = _Meter(report)
+    def __init__(self, way: _Way, console: Console) -> None:
+        self._way = way
+        self._meter = _Meter(way)
         self._ascii = not console.encoding.startswith("utf")
         # Prints of the consumer go above the bar, but only where both end on one screen: a stdout
         # that was redirected into a file must keep its prints.
@@ -149,18 +175,18 @@ class _Bar(Callback):
         )
 
     def _draw(self) -> RenderableType:
-        report = self._report
+        report, done, whole = self._way.report, self._way.done, self._way.total
         if report.outcome == "running":
             self._meter.look(time.monotonic())
         dot = " | " if self._ascii else " · "
-        total = None if report.total is None else max(report.total, 1)
-        finished = report.total is not None and _done(report) >= report.total
+        total = None if whole is None else max(whole, 1)
+        finished = whole is not None and done >= whole
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(ratio=1, min_width=8)
         grid.add_column(no_wrap=True)
         bar = ProgressBar(
             total,
-            total if finished and total else _done(report),
+            total if finished and total else done,
             pulse=total is None,
             complete_style="cyan",
             finished_style="green",
@@ -189,9 +215,8 @@ class _Bar(Callback):
 class _Lines(Callback):
     """A line every ten seconds and one at the end, for logs; told by notices, without a thread."""
 
-    def __init__(self, report: Report, console: Console) -> None:
-        self._report = report
-        self._meter = _Meter(report)
+    def __init__(self, way: _Way, console: Console) -> None:
+        self._meter = _Meter(way)
         self._console = console
         self._due_at = _LINE_EVERY_S
 
