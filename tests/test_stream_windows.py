@@ -50,7 +50,12 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, data: np.ndarray) -> str:
 def cluster() -> Iterator[Client]:
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, memory_limit=0
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
         ) as local,
         Client(local, set_as_default=False) as client,
     ):
