@@ -133,6 +133,8 @@ class ArgMin(Statistic):
     name = "argmin"
     _kinds = "biufmM"
     _lenient: ClassVar[np.ufunc] = np.fmin
+    _beats: ClassVar[np.ufunc] = np.less
+    _first: ClassVar[Any] = staticmethod(np.argmin)
 
     def __init__(self, *, skipna: bool = True) -> None:
         super().__init__(skipna=skipna)
@@ -150,18 +152,10 @@ class ArgMin(Statistic):
             state = (found[0], place)
             return state if partial is None else self._join(partial, state)
 
-    @staticmethod
-    def _first(values: Values) -> int:
-        return int(np.argmin(values))
-
-    @staticmethod
-    def _beats(value: Any, other: Any) -> bool:
-        return bool(value < other)
-
     def _find(self, values: Values) -> tuple[Any, int] | None:
         if values.size == 0:
             return None
-        first = self._first(values)
+        first = int(self._first(values))
         value = values.flat[first]
         if self.skipna and can_be_nan(values) and is_nan(value):
             value = self._lenient.reduce(values, axis=None)
@@ -209,11 +203,5 @@ class ArgMax(ArgMin):
 
     name = "argmax"
     _lenient = np.fmax
-
-    @staticmethod
-    def _first(values: Values) -> int:
-        return int(np.argmax(values))
-
-    @staticmethod
-    def _beats(value: Any, other: Any) -> bool:
-        return bool(value > other)
+    _beats = np.greater
+    _first = staticmethod(np.argmax)
