@@ -24,7 +24,7 @@ def isolation_of(workers: Mapping[str, int], suspects: int = 0) -> Isolation:
 
 
 def bound(isolation: Isolation) -> dict[str, int]:
-    return {worker: batch.id for worker, batch in isolation.bind()}
+    return {worker: batch.id for worker, batch in isolation.bind(anywhere=True)}
 
 
 def test_each_worker_gets_one_suspect() -> None:
@@ -53,6 +53,7 @@ def test_a_single_worker_has_to_do_for_all() -> None:
 
 def test_without_workers_one_suspect_goes_out_and_no_other_is_bound_beside_it() -> None:
     isolation = isolation_of({}, suspects=2)
+    assert list(isolation.bind()) == [], "not at once"
     assert bound(isolation) == {NOWHERE: 0}
     assert isolation.unbound
     isolation.update({"a": 1, "b": 1})
@@ -113,9 +114,9 @@ class IsolationStates(RuleBasedStateMachine):
         self.waiting.add(self.serial)
         self.serial += 1
 
-    @rule()
-    def they_are_bound(self) -> None:
-        for worker, batch in self.isolation.bind():
+    @rule(anywhere=st.booleans())
+    def they_are_bound(self, anywhere: bool) -> None:
+        for worker, batch in self.isolation.bind(anywhere=anywhere):
             self.waiting.remove(batch.id)
             self.out[batch.id] = worker
 
@@ -158,7 +159,7 @@ class IsolationStates(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.the_cluster_is_looked_at({"a", "b"}, 1)
         while self.out or self.waiting:
-            self.they_are_bound()
+            self.they_are_bound(anywhere=False)
             assert self.out, "a suspect waits for ever"
             self.one_is_called_back_or_done(0)
 

@@ -270,7 +270,9 @@ class DaskExecutor:
         self._send_suspects()
 
     def _send_suspects(self) -> None:
-        for worker, suspect in self._isolation.bind():
+        # A nanny starts its worker again within seconds, and can watch what comes of a suspect that waits for that.
+        empty_s = 0.0 if self._empty_since is None else time.monotonic() - self._empty_since
+        for worker, suspect in self._isolation.bind(anywhere=empty_s > _NO_WORKERS_S):
             self._binding[suspect.id] = suspect
             self._later(self._send_bound(suspect, worker))
 

@@ -65,11 +65,13 @@ class Isolation:
         """Let a suspect that was not sent yet wait again, before all others."""
         self._waiting.appendleft(suspect)
 
-    def bind(self) -> Iterator[tuple[str, Batch]]:
-        """Bind waiting suspects to workers that have none."""
-        # Where there is no worker at all, one suspect goes out unbound: an adaptive cluster starts workers for
-        # tasks it can see. Until that is back, any worker may get it.
-        for worker in list(self.workers) or [NOWHERE]:
+    def bind(self, *, anywhere: bool = False) -> Iterator[tuple[str, Batch]]:
+        """Bind waiting suspects to workers that have none.
+
+        `anywhere`: where there is no worker at all, let one suspect out unbound. An adaptive cluster starts
+        workers for tasks it can see. Until that one is back, any worker may get it, and no other is bound.
+        """
+        for worker in list(self.workers) or ([NOWHERE] if anywhere else []):
             if not self._waiting or NOWHERE in self._bound or len(self._bound) >= self._most:
                 return
             if worker not in self._bound:
