@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,20 @@ def test_what_makes_no_window_is_refused(options: Any, says: str) -> None:
     plan = ChunkPlan(ChunkGrid((9, 6), (3, 3)), (slice(1, 9), slice(0, 6)))
     with pytest.raises(UsageError, match=says):
         parse_along(plan, ("y", "x"), **options)
+
+
+def test_windows_travel_without_what_they_have_worked_out() -> None:
+    plan = ChunkPlan(ChunkGrid((8,), (2,)), (slice(0, 8),))
+    along = parse_along(plan, None, 0, 4)
+    assert [pane for number in plan for pane, _ in along.cut(Chunk.planned(plan, number, None))] == [
+        (0,),
+        (0,),
+        (1,),
+        (1,),
+    ]
+    again = pickle.loads(pickle.dumps(along))
+    assert again == along
+    assert (along._seen, again._seen) == ({(at,): (((at // 2,),), True) for at in range(4)}, {})
 
 
 def test_an_empty_region_has_no_windows() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import index
 from typing import Any, SupportsIndex
@@ -29,6 +29,7 @@ Pane = tuple[int, ...]
 
 _MANY = 8  # chunks from which on arrays are faster
 _SPARSE = 64  # windows to look at for each chunk, at most
+_REMEMBERED = 4096  # positions whose panes are kept
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ class Along:
     size: tuple[int, ...]
     step: tuple[int, ...]
     plain: bool = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was worked out and kept stays here.
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def _lines(self) -> tuple[_Line, ...]:
@@ -215,9 +220,7 @@ class Along:
         """Walk the windows that share elements with the chunks at a position."""
         ranges = []
         for axis, line, at in zip(self.axes, self._lines, position, strict=True):
-            chunk, begin = self.grid.chunks[axis], self.grid.begin[axis] - self.box[axis].start
-            start = max(begin + at * chunk, 0)
-            ranges.append(line.over(start, min(begin + (at + 1) * chunk, line.length)))
+            ranges.append(line.over(*self._extent(line, axis, at)))
         return map(self._join, itertools.product(*ranges))
 
     def chunks(self, number: int) -> tuple[range, ...]:
@@ -267,14 +270,33 @@ class Along:
         UsageError
             If the chunk lies in several panes and its data have not its shape.
         """
+        index = chunk.index
+        position = tuple([index[axis] for axis in self.axes])
+        panes, whole = self._seen.get(position) or self._panes_at(position)
+        for pane in panes:
+            yield pane, chunk if whole else self._part(chunk, pane)
+
+    @cached_property
+    def _seen(self) -> dict[Index, tuple[tuple[Pane, ...], bool]]:
+        return {}
+
+    def _panes_at(self, position: Index) -> tuple[tuple[Pane, ...], bool]:
+        """Return the panes in which chunks at a position lie, and whether they lie in one."""
         ranges = []
-        for axis, line in zip(self.axes, self._lines, strict=True):
-            first, part = self.box[axis].start, chunk.region[axis]
-            ranges.append(range(line.pane(part.start - first), line.pane(part.stop - 1 - first) + 1))
-        whole = all(len(panes) == 1 for panes in ranges)
-        for pane in itertools.product(*ranges):
-            if next(self.windows_of(pane), None) is not None:
-                yield pane, chunk if whole else self._part(chunk, pane)
+        for axis, line, at in zip(self.axes, self._lines, position, strict=True):
+            start, stop = self._extent(line, axis, at)
+            ranges.append(range(line.pane(start), line.pane(stop - 1) + 1))
+        panes = itertools.product(*ranges)
+        inside = tuple(pane for pane in panes if not self.gaps or next(self.windows_of(pane), None) is not None)
+        if len(self._seen) >= _REMEMBERED:
+            self._seen.clear()
+        self._seen[position] = found = inside, all(len(span) == 1 for span in ranges)
+        return found
+
+    def _extent(self, line: _Line, axis: int, at: int) -> tuple[int, int]:
+        """Return from where to where chunks at a place lie along one axis, from the beginning of the region."""
+        chunk, begin = self.grid.chunks[axis], self.grid.begin[axis] - self.box[axis].start
+        return max(begin + at * chunk, 0), min(begin + (at + 1) * chunk, line.length)
 
     def _part(self, chunk: Chunk, pane: Pane) -> Chunk:
         region, inside = list(chunk.region), [slice(None)] * len(chunk.region)
