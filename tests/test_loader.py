@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -397,6 +398,21 @@ def test_only_items_of_which_samples_are_still_to_come_are_read(buffer: int, aga
     assert labels(list(restored)) == rest
     assert restored.report.emitted == len({label // 10 for label in rest})
     assert restored.report.emitted - (3000 - len(gone) - buffer) / 10 <= again + 1
+
+
+def test_the_length_of_an_array_costs_nothing() -> None:
+    """A billion items: no list of them is made, and a place deep inside is found without the way to it."""
+    array = zarr.create_array({}, shape=(10**12, 2), chunks=(1000, 2), dtype="i1")
+    tracemalloc.start()
+    loader = zds.Loader(zds.stream_chunks(array, concurrency=1), 256, 5000, seed=5)
+    state = {**loader.state_dict(), "batch": 3 * 10**9}
+    loader.load_state_dict(state)
+    batches = iter(loader)
+    assert next(batches).shape == (256, 2)
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+    assert loader.report.emitted < 5000 * 10 / 1000 + 5
+    assert len(loader) == 10**12 // 256
 
 
 def test_an_iteration_goes_on_with_the_next_epoch() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self, SupportsIndex, cast
 
 import numpy as np
 
-from zarr_dask_stream.engine.cluster import active_client, close_cluster, embedded_cluster, memory_budget
+from zarr_dask_stream.engine.cluster import memory_budget
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.sampling import Samples
 from zarr_dask_stream.source.chunk import Chunk
@@ -197,25 +197,24 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         self._begin()
-        with self._lent_client() as client:
-            while self._until is None or self._epoch < self._until:
-                epoch = self._rest_of_epoch(client)
-                if epoch.stream is not None:
-                    self._stream = epoch.stream
-                    with contextlib.closing(cast("Generator[Chunk]", iter(epoch.stream))) as chunks:
-                        for chunk in chunks:
-                            for batch in epoch.take(chunk):
-                                self._batch += 1
-                                yield batch
-                if self._batch < len(self):
-                    return  # somebody closed it
-                self._end_epoch()
+        while self._until is None or self._epoch < self._until:
+            epoch = self._rest_of_epoch()
+            if epoch.stream is not None:
+                self._stream = epoch.stream
+                with contextlib.closing(cast("Generator[Chunk]", iter(epoch.stream))) as chunks:
+                    for chunk in chunks:
+                        for batch in epoch.take(chunk):
+                            self._batch += 1
+                            yield batch
+            if self._batch < len(self):
+                return  # somebody closed it
+            self._end_epoch()
         self._until = None
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         self._begin()
         while self._until is None or self._epoch < self._until:
-            epoch = self._rest_of_epoch(self._samples.options.client)
+            epoch = self._rest_of_epoch()
             if epoch.stream is not None:
                 self._stream = epoch.stream
                 async with contextlib.aclosing(cast("AsyncGenerator[Chunk]", aiter(epoch.stream))) as chunks:
@@ -235,7 +234,7 @@ class Loader:
             self._until = None if self._epochs is None else self._epoch + self._epochs
         self._restored = False
 
-    def _rest_of_epoch(self, client: Any) -> _Epoch:
+    def _rest_of_epoch(self) -> _Epoch:
         return _Epoch(
             self._samples,
             seed=None if not self._buffer else self.seed,
@@ -245,26 +244,11 @@ class Loader:
             batch_size=self._batch_size,
             buffer=self._buffer,
             done=self._batch,
-            client=client,
         )
 
     def _end_epoch(self) -> None:
         self._epoch += 1
         self._batch = 0
-
-    @contextlib.contextmanager
-    def _lent_client(self) -> Iterator[Any]:
-        """Lend one client for all epochs: a cluster inside this process takes a while to start."""
-        options = self._samples.options
-        alone = options.client is None and active_client() is None
-        if self._epochs == 1 or not alone or options.limits.chunks == 1:
-            yield options.client
-            return
-        client = embedded_cluster()
-        try:
-            yield client
-        finally:
-            close_cluster(client)
 
     def close(self) -> None:
         """Cancel what is being read; a loop that is under way ends. Closing twice does no harm."""
@@ -390,7 +374,6 @@ class _Epoch:
         batch_size: int,
         buffer: int,
         done: int,
-        client: Any,
     ) -> None:
         self._samples = samples
         self._shuffle = None if seed is None else (seed, epoch)
@@ -412,7 +395,7 @@ class _Epoch:
         self._slots: Iterator[Slot] = itertools.chain(again, deck.slots(*stretch))
         self.stream: ChunkStream | None = None
         if again or stretch[0] < stretch[1]:
-            self.stream = samples.stream(tuple(slot.number for slot in again), deck, stretch, client)
+            self.stream = samples.stream(tuple(slot.number for slot in again), deck, stretch)
 
     def take(self, chunk: Chunk) -> Iterator[Any]:
         """Take the next item, and yield the batches that are full with it."""

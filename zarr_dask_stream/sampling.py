@@ -128,12 +128,12 @@ class Samples:
         """Return the items in random order, or as they lie for None."""
         return Deck(self.numbers, self.length, self.odd, None if key is None else Permutation(len(self.numbers), key))
 
-    def stream(self, first: tuple[int, ...], deck: Deck, stretch: tuple[int, int], client: Any) -> ChunkStream:
+    def stream(self, first: tuple[int, ...], deck: Deck, stretch: tuple[int, int]) -> ChunkStream:
         """Return a stream of some items by number, and then a stretch of the deck."""
         plan = self.options.plan
         described = {one.name: getattr(plan, one.name) for one in dataclasses.fields(ChunkPlan)}
         walk = DeckPlan(**{**described, "where": None}, first=first, deck=deck, stretch=stretch)
-        return ChunkStream(dataclasses.replace(self.options, plan=walk, client=client))
+        return ChunkStream(dataclasses.replace(self.options, plan=walk))
 
     def dress(self, data: Any) -> Any:
         """Give arrays that were put side by side the names that the caller gave them."""
