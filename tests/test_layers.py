@@ -24,7 +24,8 @@ CLUSTER_LIBRARIES = {"dask", "distributed"}
 
 #: Modules that compute and decide: clocks and random generators are handed to them, input and output happen elsewhere.
 PURE = {
-    *("grid", "selection", "hedging", "windows", "answers", "retry", "window", "batching", "throttle"),
+    *("grid", "selection", "shuffle", "samples", "hedging", "windows", "answers"),
+    *("retry", "window", "batching", "throttle"),
     *("instructions", "waiting", "quarantine", "copies", "isolation", "dispatch", "supervisor", "report"),
 }
 IMPURE_LIBRARIES = {"asyncio", "concurrent", "logging", "secrets", "socket", "subprocess", "threading", "time"}
