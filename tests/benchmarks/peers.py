@@ -120,15 +120,15 @@ def cubed_blocks(stored: Stored, cores: int) -> float:
         return float(np.asarray(sums.compute()).sum(dtype="f8"))
 
 
-@lru_cache(maxsize=8)
-def _tensorstore(url: str, driver: str) -> Any:
-    store = {"driver": driver, "kvstore": {"driver": "file", "path": url}}
-    return tensorstore.open(store, read=True, open=True).result()
+def tensorstore_open(stored: Stored) -> Any:
+    """Open an array on local disk with tensorstore."""
+    driver = "zarr" if stored.layout == "blosc2" else "zarr3"
+    store = {"driver": driver, "kvstore": {"driver": "file", "path": stored.url}}
+    return tensorstore.open(store, open=True).result()
 
 
-def tensorstore_of(stored: Stored) -> Any:
-    """Open an array on local disk with tensorstore, once in a process."""
-    return _tensorstore(stored.url, "zarr" if stored.layout == "blosc2" else "zarr3")
+#: The same, once in a process.
+tensorstore_of = lru_cache(maxsize=8)(tensorstore_open)
 
 
 @lru_cache(maxsize=8)
@@ -144,15 +144,16 @@ def tensorstore_on_s3(url: str, endpoint: str, in_flight: int) -> Any:
     return tensorstore.open(store, read=True, open=True).result()
 
 
-def tensorstore_bands(stored: Stored, ahead: int = 4, array: Any = None) -> float:
+def tensorstore_bands(stored: Stored, most: int = 4, array: Any = None) -> float:
     """tensorstore in one process: rows of chunks as futures, some of them ahead of the sums."""
     array = tensorstore_of(stored) if array is None else array
     height = stored.chunk[0] * stored.shard[0]
     reads = (array[start : start + height].read() for start in _bands(stored))
-    return float(sum(stored.split(read.result()).sum(axis=(2, 3)).sum(dtype="f8") for read in _ahead(reads, ahead)))
+    return float(sum(stored.split(read.result()).sum(axis=(2, 3)).sum(dtype="f8") for read in ahead(reads, most)))
 
 
-def _ahead(reads: Iterable[Any], count: int) -> Iterator[Any]:
+def ahead(reads: Iterable[Any], count: int) -> Iterator[Any]:
+    """Start some more than the one that is waited for."""
     reads = iter(reads)
     window = list(itertools.islice(reads, count))
     while window:
@@ -179,11 +180,11 @@ def read_tensorstore(stored: Stored, number: int) -> Block:
     return data
 
 
-def tensorstore_chunks(stored: Stored, ahead: int) -> float:
+def tensorstore_chunks(stored: Stored, most: int) -> float:
     """tensorstore in this process: whole chunks as futures, some of them ahead of the loop."""
     array = tensorstore_of(stored)
     reads = (array[_region(stored, number)].read() for number in range(stored.chunks))
-    return float(sum(float(read.result()[0, 0]) for read in _ahead(reads, ahead)))
+    return float(sum(float(read.result()[0, 0]) for read in ahead(reads, most)))
 
 
 def by_hand(stored: Stored, client: Client, read: Callable[[Stored, int], Block], window: int = 16) -> float:
@@ -204,7 +205,7 @@ def by_hand(stored: Stored, client: Client, read: Callable[[Stored, int], Block]
     return total
 
 
-def bare_threads(stored: Stored, pool: ThreadPoolExecutor, read: Callable[[Stored, int], Block], ahead: int) -> float:
+def bare_threads(stored: Stored, pool: ThreadPoolExecutor, read: Callable[[Stored, int], Block], most: int) -> float:
     """Read whole chunks in the threads of this process, some of them ahead of the loop."""
     reads = (pool.submit(read, stored, number) for number in range(stored.chunks))
-    return float(sum(float(future.result()[0, 0]) for future in _ahead(reads, ahead)))
+    return float(sum(float(future.result()[0, 0]) for future in ahead(reads, most)))

@@ -10,6 +10,7 @@ from benchmarks.places import Bench
 from benchmarks.planned_rows import engine, latency, memory, scale, sparse
 from benchmarks.reduced_rows import reduce
 from benchmarks.s3_rows import s3, s3_large, tail
+from benchmarks.written_rows import copy
 
 ROWS: dict[str, Callable[[Bench], Row]] = {
     "small": small,
@@ -29,6 +30,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "memory": memory,
     "supervise": supervise,
     "reduce": reduce,
+    "copy": copy,
     "loader": loader,
     "dataset": dataset,
 }
@@ -48,6 +50,7 @@ IMPORTANT = {
     "latency": 1.0,
     "supervise": 0.5,
     "reduce": 0.125,
+    "copy": 0.5,
     "loader": 0.5,
     "dataset": 0.5,
 }
