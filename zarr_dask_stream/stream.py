@@ -104,7 +104,7 @@ def stream_chunks(
     client : distributed.Client, optional
         By default the active client. Where there is none, a cluster inside this process is started
         for each run and ended with it; with ``concurrency=1`` not even that: chunks are read one by
-        one in the calling thread.
+        one in the calling thread. So they are inside a function that another stream calls on a worker.
     region : int, slice, Ellipsis or tuple of these, optional
         In array coordinates. Only chunks that intersect it are read, and they are cropped to it. An
         integer keeps its axis, with length 1.
@@ -130,7 +130,8 @@ def stream_chunks(
         Seconds for one attempt at one chunk, reading and stages each. Not enforced on functions in
         the sequential stream, which has no second thread to watch from.
     hedge : Hedge, optional
-        Start a second copy of a read that takes much longer than usual; the first answer wins.
+        Start a second copy of a read that takes much longer than usual; the first answer wins. A copy of
+        a task counts in the window like the first: a window for one chunk has no room for any.
     rate_limit : RateLimit, optional
         Bound on requests and bytes per second, all workers together; ``stream.rate_limit`` changes it
         while a run goes on. Without it, the stream still slows down when the store asks for it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -416,6 +417,92 @@ def test_a_stream_inside_tasks_that_fill_the_cluster(client: Client, url: str, d
     assert client.gather(outer) == [int(data.sum())] * 2
     # Afterwards each worker has the one thread it had: two tasks on one worker do not overlap.
     assert sum(client.nthreads().values()) == 2
+
+
+def stream_in_a_function(url: str, client: Any) -> Any:
+    def total(chunk: zds.Chunk) -> tuple[int, int]:
+        row = zds.stream_chunks(url, client=client, region=chunk.region[0])
+        return threading.active_count(), sum(int(inner.data.sum()) for inner in row)
+
+    return total
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("timeout", [60.0, None])
+def test_a_stream_inside_a_function_of_a_stream(
+    client: Client, url: str, data: np.ndarray, timeout: float | None, leak_check: LeakCheck
+) -> None:
+    # It waits for no thread of the cluster, and starts no cluster on the worker.
+    outer = zds.stream_chunks(url, client=client, region=(slice(None), slice(0, 5)), timeout=timeout)
+    answers = [chunk.data for chunk in outer.map(stream_in_a_function(url, None))]
+    assert [total for _, total in answers] == [int(data[6 * i : 6 * i + 6].sum()) for i in range(10)]
+    assert max(threads for threads, _ in answers) <= 16
+
+
+def test_a_stream_inside_a_function_refuses_a_client(client: Client, url: str) -> None:
+    def total(chunk: zds.Chunk) -> int:
+        return sum(1 for _ in zds.stream_chunks(url, client=distributed.get_client()))
+
+    with pytest.raises(zds.ChunkError, match="Leave client= out"):
+        list(zds.stream_chunks(url, client=client).map(total))
+
+
+FORKED = """
+    import multiprocessing
+    import os
+    import sys
+    from distributed import Client, LocalCluster
+    import zarr_dask_stream as zds
+
+    def total(url, client=None):
+        return sum(int(chunk.data.sum()) for chunk in zds.stream_chunks(url, client=client))
+
+    def child(url, client, queue):
+        try:
+            queue.put(total(url, client))
+        except zds.ZdsError as error:
+            queue.put(f"{type(error).__name__}: {error}")
+
+    if __name__ == "__main__":
+        url, how = sys.argv[1:]
+        fork = multiprocessing.get_context("fork")
+        queue = fork.Queue()
+        total(url)  # whose threads stay with the parent
+        if how == "in mid-stream":
+            stream = iter(zds.stream_chunks(url))
+            next(stream)
+        client = None
+        if how in {"active", "given"}:
+            client = Client(processes=False, n_workers=1, dashboard_address=None, set_as_default=how == "active")
+        for _ in range(2):
+            process = fork.Process(target=child, args=(url, client if how == "given" else None, queue))
+            process.start()
+            process.join()
+            assert process.exitcode == 0, process.exitcode
+            print("child:", queue.get())
+        if how == "in mid-stream":
+            print("rest:", sum(1 for _ in stream))
+        print("parent:", total(url, client))
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["before", "in mid-stream", "active", "given"])
+def test_a_forked_child_streams_by_itself_or_says_why_not(url: str, data: np.ndarray, tmp_path: Path, how: str) -> None:
+    script = tmp_path / "forked.py"
+    script.write_text(textwrap.dedent(FORKED))
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), url, how], check=False, capture_output=True, text=True, timeout=50
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[-1] == f"parent: {int(data.sum())}"
+    if how in {"active", "given"}:
+        assert lines[0] == lines[1]
+        assert lines[0].startswith("child: ClusterError: this process was forked")
+    else:
+        assert lines[:2] == [f"child: {int(data.sum())}"] * 2
+        assert how == "before" or lines[2] == f"rest: {CHUNK_COUNT - 1}"
 
 
 def test_async_client(client: Client, url: str, data: np.ndarray, leak_check: LeakCheck) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,85 @@ def test_a_client_that_is_closed_in_mid_stream_is_an_error(
             client.close()
 
     assert expect_cluster_error(stream, 5, close) < 20
+
+
+@pytest.mark.timeout(90)
+def test_a_scheduler_that_comes_back_finds_its_stream_waiting(
+    start_tcp_cluster: StartCluster, url: str, data: np.ndarray
+) -> None:
+    cluster = start_tcp_cluster(workers=1)
+
+    def restart() -> None:
+        cluster.kill(cluster.scheduler.pid)
+        cluster.restart_scheduler()
+        for _ in range(2):
+            cluster.add_worker()
+        cluster.wait(2)
+
+    with connect(cluster) as client:
+        stream = zds.stream_chunks(url, client=client, concurrency=16).map(slowly(0.02))
+        out = np.zeros_like(data)
+        for count, chunk in enumerate(stream):
+            out[chunk.region] = chunk.data
+            if count == 20:
+                restart()
+            if count == 60:  # the new scheduler has to tell of deaths too
+                cluster.kill(cluster.worker_pids[-1])
+        np.testing.assert_array_equal(out, data)
+        assert stream.report.batches_lost > 0
+        assert balanced(stream.report)
+        assert sum(1 for _ in zds.stream_chunks(url, client=client)) == CHUNK_COUNT, "a new stream on the same client"
+
+
+@pytest.mark.timeout(90)
+def test_a_scheduler_that_stays_away_ends_the_stream_and_another_goes_on_with_it(
+    start_tcp_cluster: StartCluster, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = start_tcp_cluster(workers=2)
+    ledger = tmp_path / "ledger"
+    first: list[tuple[int, ...]] = []
+
+    def take_all(stream: zds.ChunkStream, into: list[tuple[int, ...]]) -> None:
+        for chunk in stream:
+            into.append(chunk.index)
+            if len(into) == 20 and cluster.scheduler.alive:
+                cluster.kill(cluster.scheduler.pid)
+
+    client = Client(cluster.address, timeout=2)  # so long it looks for its scheduler before it gives up
+    stream = zds.stream_chunks(url, checkpoint=ledger).map(slowly(0.02))
+    with pytest.raises(
+        zds.ClusterError, match=r"in vain.*scheduler tcp://.*a client of a cluster that runs.*checkpoint"
+    ):
+        take_all(stream, first)
+    assert stream.report.outcome == "failed"
+    assert balanced(stream.report)
+    with pytest.raises(zds.UsageError, match=r"closed: make a new distributed\.Client"):
+        zds.stream_chunks(url, client=client)
+    again = start_tcp_cluster(workers=1)
+    second: list[tuple[int, ...]] = []
+    with connect(again) as other:
+        resumed = zds.stream_chunks(url, client=other, checkpoint=ledger).map(slowly(0.02))
+        take_all(resumed, second)
+    assert resumed.report.outcome == "done"
+    assert {*first, *second} == {(i, j) for i in range(10) for j in range(10)}
+    assert len(first) + len(second) <= CHUNK_COUNT + 1, "the chunk that was in hand may come twice"
+    # Without client=, a stream goes on inside this process, but not in silence.
+    with caplog.at_level(logging.WARNING, "zarr_dask_stream"):
+        for _ in range(2):
+            assert sum(1 for _ in zds.stream_chunks(url, region=slice(0, 6))) == 10
+    lost = [record.message for record in caplog.records if "has lost its scheduler" in record.message]
+    assert len(lost) == 1
+    assert "make a new distributed.Client" in lost[0]
+    assert client.status == "closed"
+
+
+def test_a_closed_client_is_no_lost_one(start_tcp_cluster: StartCluster, url: str, steady: Client, caplog: Any) -> None:
+    assert steady.scheduler is not None
+    with Client(steady.scheduler.address):
+        assert sum(1 for _ in zds.stream_chunks(url, region=slice(0, 6))) == 10
+    with caplog.at_level(logging.WARNING, "zarr_dask_stream"):
+        assert sum(1 for _ in zds.stream_chunks(url, region=slice(0, 6), concurrency=1)) == 10
+    assert not caplog.records
 
 
 # -- futures that are taken away ----------------------------------------------------------------------------

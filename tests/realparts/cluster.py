@@ -57,14 +57,20 @@ class TcpCluster:
         self.stack.callback(process.end)
         return process
 
-    def start_scheduler(self, *arguments: str) -> None:
+    def start_scheduler(self, *arguments: str, port: str = "0") -> None:
         """Start the scheduler and wait until it listens."""
         file = self.folder / "scheduler.json"
+        file.unlink(missing_ok=True)
         # The scheduler serves HTTP even without a dashboard, on port 8787 unless told otherwise.
         quiet = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-        place = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
+        place = ["--host", "127.0.0.1", "--port", port, "--scheduler-file", str(file)]
         self._scheduler = self._dask("scheduler", "scheduler", *place, *quiet, *arguments)
         self._scheduler.wait_ready(lambda: file.exists() and file.read_text().rstrip().endswith("}"))
+
+    def restart_scheduler(self) -> None:
+        """Start a scheduler in the place of one that was killed; workers do not come back by themselves."""
+        assert not self.scheduler.alive
+        self.start_scheduler(port=self.address.rpartition(":")[2])
 
     def add_worker(self, *arguments: str, nanny: bool = False) -> Process:
         """Start one more worker process with one thread; `wait` for it to join."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
+import logging
 import operator
+import os
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import dask
@@ -25,10 +31,17 @@ __all__ = [
     "close_cluster",
     "connected",
     "embedded_cluster",
+    "has_given_up",
     "in_dask_task",
+    "in_stage",
     "leave_cluster_alone",
     "memory_budget",
 ]
+
+logger = logging.getLogger("zarr_dask_stream")
+
+#: Whether this is a function that a stream calls on a worker.
+in_stage: ContextVar[bool] = ContextVar("in_stage", default=False)
 
 _CONNECT_S = 10.0  # how long a scheduler may take to answer for the first time
 
@@ -78,13 +91,71 @@ def active_client() -> distributed.Client | None:
     try:
         client = distributed.default_client()
     except ValueError:
+        _say_if_lost()
         return None
+    if client.status in ("closed", "closing"):  # inside its `with` block it still counts as active
+        lost = ": it has lost its scheduler" if has_given_up(client) else ""
+        raise ClusterError(f"the active client is closed{lost}; make a new distributed.Client(address)")
+    _check_own(client)
+    _remember(client)
     return client
+
+
+def _remember(client: distributed.Client) -> None:
+    _last[:] = [(weakref.ref(client), _address_of(client))]
+
+
+def _say_if_lost() -> None:
+    """Warn, once, that a stream does not run where the last one did."""
+    for reference, address in _last:
+        client = reference()
+        if client is not None and has_given_up(client):
+            logger.warning(
+                "the active client has lost its scheduler %s: streams run inside this process now; "
+                "make a new distributed.Client(address) to run them on a cluster again",
+                address,
+            )
+    _last.clear()
+
+
+def has_given_up(client: distributed.Client) -> bool:
+    """Whether a client was not closed by hand, but has lost its scheduler for good."""
+    # Who is closed by hand keeps its last connection.
+    return client.status == "closed" and client.scheduler_comm is None
+
+
+def _address_of(client: distributed.Client) -> str:
+    return "" if client.scheduler is None else str(client.scheduler.address)
+
+
+def _check_own(client: distributed.Client) -> None:
+    """Refuse a client that lives in the process from which this one was forked."""
+    if client in _inherited:
+        raise ClusterError(
+            "this process was forked from the one that has the client, and can't use it: make a new "
+            "distributed.Client(address) here, or start processes by spawning them"
+        )
+
+
+def _after_fork() -> None:
+    """Let a forked child have clusters of its own."""
+    _inherited.update(getattr(distributed.Client, "_instances", ()))
+    # Dask hands work to this pool, whose one thread stayed with the parent: it would wait for ever.
+    if hasattr(distributed.utils, "_offload_executor"):
+        distributed.utils._offload_executor = ThreadPoolExecutor(1, "Dask-Offload")  # noqa: SLF001  # see above
+
+
+_last: list[tuple[weakref.ref[Any], str]] = []  # the client that was active when a stream looked last
+_inherited: weakref.WeakSet[Any] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def check_client(client: Any) -> None:
     """Raise UsageError unless `client` is a running ``distributed.Client`` or None."""
     if client is None:
+        with contextlib.suppress(ValueError):
+            _remember(distributed.default_client())
         return
     if not isinstance(client, distributed.Client):
         raise UsageError(
@@ -93,6 +164,7 @@ def check_client(client: Any) -> None:
         )
     if client.status in ("closed", "closing"):
         raise UsageError("the client is closed: make a new distributed.Client")
+    _check_own(client)
 
 
 def embedded_cluster(threads: int | None = None, processes: int = 0) -> distributed.Client:

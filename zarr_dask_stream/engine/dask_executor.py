@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 import uuid
@@ -19,7 +20,7 @@ import dask
 import distributed
 from dask.delayed import delayed
 
-from zarr_dask_stream.engine.cluster import close_cluster, in_dask_task
+from zarr_dask_stream.engine.cluster import close_cluster, has_given_up, in_dask_task
 from zarr_dask_stream.engine.events import Batch, BatchLost, Blame, Input, Threads, Tick
 from zarr_dask_stream.engine.gather import Arrived, Gatherer, soon, unpack_inputs
 from zarr_dask_stream.engine.isolation import Isolation
@@ -58,6 +59,7 @@ class DaskExecutor:
         self._client: Any = client
         self._address = "?" if client.scheduler is None else client.scheduler.address
         self._own_cluster = own_cluster
+        self._process = os.getpid()
         self._payload = pack_work(work)
         self._shared: distributed.Future[Any] | None = None
         self._isolation = Isolation()
@@ -187,7 +189,7 @@ class DaskExecutor:
             if self._alive:
                 self._sync(self._close)
         finally:
-            if self._own_cluster:
+            if self._own_cluster and self._process == os.getpid():
                 close_cluster(self._client)
             # Closed by another thread than began, as may happen to a shared run, it stays aside until its task ends.
             if self._seceded == threading.get_ident():
@@ -208,11 +210,18 @@ class DaskExecutor:
 
     @property
     def _alive(self) -> bool:
-        return self._client.status not in ("closed", "closing")
+        # A forked child has inherited what its parent was doing, and must leave it alone.
+        return self._client.status not in ("closed", "closing") and self._process == os.getpid()
 
     def _check_open(self) -> None:
         if not self._alive:
-            raise self._cluster_error("the client was closed while the stream ran, or gave its scheduler up")
+            if self._process != os.getpid():
+                what = "this process was forked from the one whose stream this is"
+            elif has_given_up(self._client):
+                what = "the client has tried in vain to reach its scheduler again, and is closed"
+            else:
+                what = "the client was closed while the stream ran"
+            raise self._cluster_error(what)
 
     def _sync(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
         if self._client.asynchronous:
@@ -491,8 +500,8 @@ class DaskExecutor:
 
     def _cluster_error(self, what: str) -> ClusterError:
         return ClusterError(
-            f"{what} (scheduler {self._address}); start the stream again when the cluster is back: with "
-            "checkpoint=... it goes on where it stopped"
+            f"{what} (scheduler {self._address}); start the stream again with a client of a cluster that runs: "
+            "with checkpoint=... it goes on where it stopped"
         )
 
     async def _call_back(self, futures: list[distributed.Future[Any]]) -> None:

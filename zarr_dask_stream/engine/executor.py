@@ -13,10 +13,11 @@ import threading
 from collections import deque
 from typing import Any, Protocol
 
-from zarr_dask_stream.engine.cluster import active_client, check_client, embedded_cluster
+from zarr_dask_stream.engine.cluster import active_client, check_client, embedded_cluster, in_stage
 from zarr_dask_stream.engine.dask_executor import DaskExecutor
 from zarr_dask_stream.engine.events import Batch, BatchDone, Input, Threads, Tick
 from zarr_dask_stream.engine.task import Work, run_batch
+from zarr_dask_stream.errors import UsageError
 
 __all__ = ["Executor", "SerialExecutor", "choose_executor"]
 
@@ -137,9 +138,17 @@ def choose_executor(work: Work, client: Any, *, serial: bool) -> Executor:
     """Choose where a run takes place.
 
     The client given; else the active one; else this thread where `serial` allows it; else a cluster
-    inside this process, for this run only.
+    inside this process, for this run only. A function that a stream calls has its own thread and no
+    other: tasks of an inner stream would wait for the thread that waits for them.
     """
     check_client(client)
+    if in_stage.get():
+        if client is None:
+            return SerialExecutor(work)
+        raise UsageError(
+            "a stream inside a function of another stream can't have its tasks on a cluster: each would wait for a "
+            "thread that waits for it. Leave client= out, then its chunks are read in the function's own thread"
+        )
     client = client or active_client()
     if client is not None:
         return DaskExecutor(client, work)

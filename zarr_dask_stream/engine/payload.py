@@ -16,6 +16,7 @@ import distributed
 from dask.delayed import delayed
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
 
+from zarr_dask_stream.engine.cluster import in_stage
 from zarr_dask_stream.engine.parcel import pack_result
 from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
 from zarr_dask_stream.errors import ClusterError, UsageError
@@ -74,7 +75,11 @@ def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str, topi
         task = tasks.get(key)
         return task is None or task.state not in ("executing", "long-running")
 
-    result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+    in_stage.set(True)
+    try:
+        result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+    finally:
+        in_stage.set(False)
     return result if worker.address.startswith("inproc://") else pack_result(result)
 
 
