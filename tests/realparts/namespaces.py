@@ -39,9 +39,12 @@ class Host:
     cable: str
     address: str
 
-    def start(self, name: str, arguments: Sequence[str], *, folder: Path, env: Mapping[str, str]) -> Process:
-        """Run a `dask` command in the namespace."""
-        command = ["ip", "netns", "exec", self.namespace, sys.executable, "-m", "dask", *arguments]
+    def start(
+        self, name: str, arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], module: str | None = "dask"
+    ) -> Process:
+        """Run a `dask` command in the namespace; without a `module`, a script."""
+        run = [] if module is None else ["-m", module]
+        command = ["ip", "netns", "exec", self.namespace, sys.executable, *run, *arguments]
         paths = {"PYTHONPATH": importable_tests(), "PYTHONWARNINGS": "ignore"}
         return Process.start(name, command, folder=folder, env={**paths, **env})
 
