@@ -30,7 +30,7 @@ NONE = ["M8[s]", "S3", [("a", "i2")]]
 def part(name: str) -> Any:
     """Import an optional package, or say that it is missing: under CI, whatever is asked for is there."""
     if find_spec(name) is None:
-        reason = f"{name} is not installed: pip install '.[{name}]'"
+        reason = f"{name} is not installed: pip install -c constraints.txt {name}"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
