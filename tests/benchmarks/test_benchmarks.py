@@ -198,14 +198,15 @@ def test_exactly_one_of_so_many_requests_hangs(road: SlowRoad, get: Callable[...
 @pytest.mark.cluster
 def test_a_row_is_measured_from_the_command_line(tmp_path: Path) -> None:
     script = figures.HERE / "bench_stream.py"
-    options = ["--rows", "latency,small", "--rounds", "2", "--scale", "0.01"]
+    options = ["--rows", "latency,client", "--rounds", "2", "--scale", "0.01"]
     command = [sys.executable, str(script), "--out", str(tmp_path), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert [row["name"] for row in result["rows"]] == ["small", "latency"]
-    small = result["rows"][0]
-    assert {"limit", "stream", "tensorstore"} <= {c["name"] for c in small["contenders"]}
+    assert [row["name"] for row in result["rows"]] == ["client", "latency"]
+    client = result["rows"][0]
+    assert {"limit", "stream", "tensorstore"} <= {c["name"] for c in client["contenders"]}
+    assert all(run["cpu_s"] > 0 for run in client["rounds"][0].values())
     assert [len(row["rounds"]) for row in result["rows"]] == [2, 2]
-    assert "## small" in (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert "| small |" in (tmp_path / "readme.md").read_text(encoding="utf-8")
+    assert "## client" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "| client |" in (tmp_path / "readme.md").read_text(encoding="utf-8")
