@@ -40,8 +40,9 @@ class Loader:
     stream : ChunkStream, or tuple or dict of them
         What to load. Chunks that are cut along other axes too are put together, so that each sample is
         whole. Several streams are loaded side by side: sample by sample, each with its own shape; the
-        options are those of the first. A stream of `stream_dataset` gives dicts by name. After ``.map(fn)`` batches are made of what `fn` returned: an array
-        with as many samples as the chunk, or a tuple or dict of such arrays.
+        options are those of the first. A stream of `stream_dataset` gives dicts by name. After
+        ``.map(fn)`` batches are made of what `fn` returned: an array with as many samples as the chunk,
+        or a tuple or dict of such arrays.
     batch_size : int
         Samples of a batch.
     shuffle_buffer : int
