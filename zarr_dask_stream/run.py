@@ -12,6 +12,7 @@ import os
 import random
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,7 @@ class Run:
         self._options = o
         self._began = time.monotonic()
         self._stopped = False
+        self._ended = False
         self._error = ""
         self._outcome = "done"
         self._consumer_s = 0.0
@@ -169,12 +171,13 @@ class Run:
 
     def steps(self, threads: Threads) -> Generator[Step, Any, None]:
         """Hand out what is ready, else ask for inputs and let the machine judge them: the only loop."""
-        machine, plan, answers = self._machine, self._options.plan, self._answers
+        machine, plan = self._machine, self._options.plan
         spec = self._options.spec
         resumed = 0 if self._ledger is None else len(self._ledger.done)
         grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
         self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
         self._do(machine.handle(threads, self._now()))
+        inputs: deque[Input] = deque()
         plain = self._answers is None and self._batches is None
         heeds = not plain or self._ledger is not None
         while not self._stopped:
@@ -194,18 +197,31 @@ class Run:
                     self._acknowledge(item)  # the consumer came back for more
                 if machine.hungry:
                     self._handle(Tick())
-            elif machine.done and answers is not None:
-                answers.end()
-                answers = None  # and look once more whether that made an answer of something
+            elif inputs:
+                self._handle(inputs.popleft())
             elif machine.done:
-                break
+                if self._is_over():
+                    break
             else:
-                inputs = (yield Wait(self._patience())) or ()
-                self._count_rest()
-                for event in inputs:
-                    self._handle(event)
-                if self._ledger is not None:
-                    self._save_if_due(self._ledger)
+                inputs = self._take_in((yield Wait(self._patience())) or ())
+
+    def _take_in(self, events: Iterable[Input]) -> deque[Input]:
+        """Take in what has happened; return what is left for one by one, as each may complete a window."""
+        self._count_rest()
+        left = deque(events)
+        while left and self._windows is None:
+            self._handle(left.popleft())
+        if self._ledger is not None:
+            self._save_if_due(self._ledger)
+        return left
+
+    def _is_over(self) -> bool:
+        """Whether nothing more will be handed out; a reduction may have an answer when it hears of the end."""
+        if self._answers is None or self._ended:
+            return True
+        self._answers.end()
+        self._ended = True
+        return False
 
     def _handle(self, event: Input) -> None:
         if self._windows is not None:
