@@ -189,3 +189,17 @@ def test_the_head_is_what_is_cut_next() -> None:
         heads.append(head)
         assert cutter.cut(1)[0][0] == head
     assert heads == [4, 5, 9]
+
+
+def test_a_search_is_made_in_stretches() -> None:
+    cutter = Cutter(itertools.chain([range(3, 5)], [range(0)] * 1000, [range(7, 8)]))
+    assert (cutter.searching, cutter.exhausted, cutter.searching) == (True, False, False)
+    assert cutter.cut(10) == (range(3, 5),)
+    looks = 0
+    while cutter.searching:
+        assert not cutter.exhausted
+        assert cutter.head in {4, 7}, "until it is found, what was cut last stands for it"
+        looks += 1
+    assert 10 < looks < 100
+    assert cutter.cut(10) == (range(7, 8),)
+    assert (cutter.exhausted, cutter.searching, cutter.head) == (True, False, None)

@@ -414,6 +414,42 @@ def test_a_where_that_raises_is_raised() -> None:
         machine.handle(Threads(1, 1), 0.0)
 
 
+@pytest.mark.parametrize("wanted", [{5, 900_000}, {0, 1, 300_000, 300_001, 999_999}, set()])
+def test_what_a_sparse_predicate_finds_leaves_before_it_finds_more(wanted: set[int]) -> None:
+    asked = 0
+
+    def where(index: tuple[int, ...]) -> bool:
+        nonlocal asked
+        asked += 1
+        return index[0] in wanted
+
+    run = Rehearsal(machine_of(1_000_000, where=where), ScriptedExecutor())
+    found = []
+    for item in run.items():
+        found.append(item.number)
+        assert asked - item.number < 100_000, "it walked on first"
+    assert found == sorted(wanted)
+    assert asked == 1_000_000
+    assert balanced(run)
+
+
+def test_a_long_search_can_be_left_at_any_time() -> None:
+    asked = 0
+
+    def where(_: tuple[int, ...]) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    machine = machine_of(10_000_000, where=where)
+    machine.handle(Threads(1, 1), 0.0)
+    assert (machine.done, machine.next_timer() is not None) == (False, True)
+    machine.handle(Tick(), 1.0)
+    assert asked < 100_000
+    machine.draining = True
+    assert machine.done
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("n", [0, 1, 7, 100, 200])
 def test_take_reads_exactly_what_it_hands_out(n: int, ordered: bool) -> None:

@@ -134,21 +134,39 @@ class Cutter:
         self._sieve = runs if isinstance(runs, Sieve) else None
         self._runs: Iterator[range] = iter(runs)
         self._head: range = range(0)
+        self._ended = False
+        self._last = 0
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left to cut."""
-        while not self._head:
-            following = next(self._runs, None)
-            if following is None:
-                return True
-            self._head = following
-        return False
+        """Whether nothing is left to cut; False also where a predicate has to be walked further to know."""
+        self._search()
+        return self._ended and not self._head
+
+    @property
+    def searching(self) -> bool:
+        """Whether nothing has been found to cut next, and there may be something."""
+        return not (self._head or self._ended)
+
+    def _search(self) -> None:
+        """Look for the next number, but not far: others may have waited for this thread long enough."""
+        for _ in range(_PATIENCE):
+            if not self.searching:
+                return
+            self._advance()
+
+    def _advance(self) -> None:
+        following = next(self._runs, None)
+        self._ended = following is None
+        self._head = following or range(0)
 
     @property
     def head(self) -> int | None:
-        """The number that is cut next, or None."""
-        return None if self.exhausted else self._head[0]
+        """The number that is cut next, while that is searched for the one that was cut last; None at the end."""
+        self._search()
+        if self._head:
+            return self._head[0]
+        return None if self._ended else self._last
 
     def fit(self, count: int, most: int) -> int:
         """Return how many numbers to cut instead of `count`, so that what belongs together stays so.
@@ -170,21 +188,17 @@ class Cutter:
         until a batch is full.
         """
         ranges: list[range] = []
-        empty = 0
-        while count > 0 and empty < _PATIENCE:
+        while count > 0:
+            self._search()
             if not self._head:
-                following = next(self._runs, None)
-                if following is None:
-                    break
-                self._head = following
-                empty = 0 if following or not ranges else empty + 1
-                continue
+                break
             if self._together and ranges and len(self._head) > count:
                 break
             piece = self._head[:count]
             self._head = self._head[len(piece) :]
             count -= len(piece)
             ranges.append(piece)
+            self._last = piece[-1]
         return tuple(ranges)
 
     def take_absent(self) -> int:

@@ -64,6 +64,7 @@ from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 
 __all__ = ["Counts", "Supervisor"]
 
+_BREATH_S = 0.005  # a long search leaves so much time for what comes in: the loop of a client shares our processor
 _ZOMBIES = 4  # a worker with so many hanging threads is restarted
 
 
@@ -183,6 +184,7 @@ class Supervisor:
         self._submitted = 0
         self._retries = 0
         self._want = 1
+        self._search_at = math.inf  # when to go on looking for chunks that a predicate wants
         self._taken: list[int] = []
         self._finished = False
         self._abort: ZdsError | None = None
@@ -228,7 +230,7 @@ class Supervisor:
         """Time of the next thing to do without an input, or None."""
         if self.paused or self.draining:
             return None
-        due = self._waiting.next_due
+        due = min(self._waiting.next_due, self._search_at)
         if self._held_until is not None:
             due = self._held_until
         if self._copies.on and self._running:
@@ -564,7 +566,11 @@ class Supervisor:
 
     def _submit_new(self, now: float, out: list[Instruction]) -> None:
         batches: list[Batch] = []
+        self._search_at = math.inf
         while len(self._running) < self._most_running and not self._cutter.exhausted:
+            if self._cutter.searching:
+                self._search_at = now + _BREATH_S
+                break
             if self.holding and self.window.chunks:
                 break
             size = self._next_size()
