@@ -30,6 +30,7 @@ from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Region
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.labels import Labels
+from zarr_dask_stream.source.mosaic import Mosaic, read_mosaics
 from zarr_dask_stream.source.reader import ChunkRead, read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan, Missing, decode_numbers
 from zarr_dask_stream.source.writer import ArrayWriter
@@ -173,7 +174,9 @@ class _Run:
             "stopped": lambda: self.abandoned,
         }
         if work.blocks is not None:
-            return read_blocks(
+            # What is only cut up again for a target need not be put together before.
+            apart = work.sink is not None and not work.stages and not work.blocks.named and work.blocks.whole
+            return (read_mosaics if apart else read_blocks)(
                 work.blocks, self._plan, self.numbers, missing=work.missing, on_read=self._mark, **options
             )
         box = None if self._plan.whole else work.box
@@ -210,7 +213,7 @@ class _Run:
             self._settle_missing(number)
             return
         data: Any = read.data
-        if type(data) is np.ndarray:
+        if isinstance(data, (np.ndarray, Mosaic)):
             self.result.stats.bytes_decoded += data.nbytes
         elif data is not None:  # several arrays by name
             self.result.stats.bytes_decoded += sum(array.nbytes for array in data.values())

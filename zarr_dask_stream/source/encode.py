@@ -1,7 +1,8 @@
 """Compile an array's codec chain to one plain function, ``encode(data) -> bytes``: `codec`'s way back.
 
-The bytes are those that zarr-python would store: the same libraries are called with the same settings, without
-an event loop and without objects for each chunk. A chain with anything else in it goes through zarr-python itself.
+The bytes are those that zarr-python would store, or (zstd) decode to the same: the same libraries are called with the
+same settings, without an event loop and without objects for each chunk. A chain with anything else in it goes through
+zarr-python itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import numcodecs
 import numpy as np
 import numpy.typing as npt
 import zarr
-from numcodecs.compat import ensure_bytes
+import zstandard
+from numcodecs.compat import ensure_bytes, ensure_contiguous_ndarray
 
 from zarr_dask_stream.source.array import ArraySpec, zarr_array
 from zarr_dask_stream.source.codec import (
@@ -148,9 +150,13 @@ def _emptiness(spec: ArraySpec) -> Callable[[Array], bool]:
         return _never  # version 2 knows no value for what is not stored; zarr looks after the others itself
     word = np.dtype(f"u{math.gcd(fill.dtype.itemsize, 8)}")
     pattern = fill.reshape(1).view(word)
+    first = pattern[0]
 
     def same(data: Array) -> bool:
-        words = data.reshape(-1).view(word).reshape(-1, pattern.size)
+        flat = data.reshape(-1).view(word)
+        if flat[0] != first or flat[-pattern.size] != first:  # as a rule this decides
+            return False
+        words = flat.reshape(-1, pattern.size)
         return bool((words[:_FIRST_LOOK] == pattern).all() and (words[_FIRST_LOOK:] == pattern).all())
 
     return same
@@ -214,7 +220,34 @@ def _bytes_step(codec: Mapping[str, Any], dtype: np.dtype[Any]) -> Step:
 
 def _encoder(config: Mapping[str, Any]) -> Step:
     encode: Step = numcodecs.get_codec(dict(config)).encode
-    return (lambda data: _timeless(encode(data))) if config["id"] == "gzip" else encode
+    if config["id"] == "gzip":
+        return lambda data: _timeless(encode(data))
+    if config["id"] == "zstd":
+        return _zstd(config)
+    return encode
+
+
+class _Contexts(threading.local):
+    """Compressors of each thread: they can't be shared, and to make one costs as much as a small chunk."""
+
+    def __init__(self) -> None:
+        self.zstd: dict[tuple[int, bool], zstandard.ZstdCompressor] = {}
+
+
+_contexts = _Contexts()
+
+
+def _zstd(config: Mapping[str, Any]) -> Step:
+    settings = int(config.get("level", 0)), bool(config.get("checksum", False))
+
+    def encode(data: Buffer) -> Buffer:
+        compressor = _contexts.zstd.get(settings)
+        if compressor is None:
+            level, checksum = settings
+            compressor = _contexts.zstd[settings] = zstandard.ZstdCompressor(level=level, write_checksum=checksum)
+        return compressor.compress(ensure_contiguous_ndarray(data).view("u1").data)
+
+    return encode
 
 
 def _timeless(data: Buffer) -> bytes:

@@ -24,6 +24,7 @@ from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.backend import RemoteBytes
 from zarr_dask_stream.source.encode import compile_encoder
 from zarr_dask_stream.source.grid import Region
+from zarr_dask_stream.source.mosaic import Mosaic
 
 __all__ = ["ArrayWriter", "BoxWritten", "Verify", "Written", "cast_exactly", "is_castable"]
 
@@ -143,7 +144,7 @@ class ArrayWriter:
         self._sent_bytes = 0
         self._done: deque[BoxWritten] = deque()
 
-    def write(self, tag: Any, region: Region, data: npt.NDArray[Any]) -> None:
+    def write(self, tag: Any, region: Region, data: npt.NDArray[Any] | Mosaic) -> None:
         """Encode a box and store it, or begin to; `settled` says what became of it.
 
         Parameters
@@ -152,7 +153,7 @@ class ArrayWriter:
             The caller's name for the box.
         region : tuple of slice
             Where it lies in the array: whole objects, up to the array's edge.
-        data : numpy.ndarray
+        data : numpy.ndarray or Mosaic
             Of the region's shape and the array's dtype; read before this returns.
         """
         box = _Box(tag, region)
@@ -164,7 +165,7 @@ class ArrayWriter:
             box.error = error
         self._close_one(box)
 
-    def _pieces(self, region: Region, data: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    def _pieces(self, region: Region, data: npt.NDArray[Any] | Mosaic) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         objects = self._objects
         start = [part.start // c for part, c in zip(region, objects.chunks, strict=True)]
         stop = [-(-part.stop // c) for part, c in zip(region, objects.chunks, strict=True)]
@@ -173,7 +174,9 @@ class ArrayWriter:
                 index = objects.index(number)
                 places = zip(objects.region_of(index), region, strict=True)
                 cut: tuple[Any, ...] = tuple(slice(one.start - box.start, one.stop - box.start) for one, box in places)
-                yield self._spec.chunk_key(index), data[(*cut, ...)]  # with the dots, an array even without axes
+                # With the dots, an array even without axes.
+                piece: Any = data.within(cut) if isinstance(data, Mosaic) else data[(*cut, ...)]
+                yield self._spec.chunk_key(index), piece
 
     def settled(self, *, wait: bool = False) -> Iterator[BoxWritten]:
         """Yield boxes of which is known what became of them; with `wait` all of them."""

@@ -17,6 +17,7 @@ from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Index, Region
+from zarr_dask_stream.source.mosaic import Mosaic
 from zarr_dask_stream.source.writer import ArrayWriter, Verify, cast_exactly, is_castable
 
 __all__ = ["Placement", "Sink"]
@@ -119,7 +120,7 @@ class Sink:
         if self.aside:
             self.spec.store.open().discard(self.aside)
 
-    def fit(self, chunk: Chunk) -> tuple[Region, npt.NDArray[Any]]:
+    def fit(self, chunk: Chunk) -> tuple[Region, npt.NDArray[Any] | Mosaic]:
         """Return where an item belongs in the target, and its data as the target holds them.
 
         Raises
@@ -130,6 +131,8 @@ class Sink:
         region = self.placement.region(chunk.region)
         shape = tuple(part.stop - part.start for part in region)
         dtype, expected = self.spec.dtype, self.expected
+        if isinstance(chunk.data, Mosaic) and chunk.data.dtype == dtype:
+            return region, chunk.data
         data = np.asarray(chunk.data)
         if data.shape != shape:
             raise UsageError(
