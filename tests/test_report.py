@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+import zarr_dask_stream as zds
 from zarr_dask_stream.engine.events import (
     Batch,
     BatchFinished,
@@ -221,3 +223,15 @@ def test_a_bucket_holds_its_duration(seconds: float) -> None:
 def test_the_smallest_bucket_takes_what_no_clock_can_see() -> None:
     assert latency_bucket(0.0) == latency_bucket(-1.0) == latency_bucket(1e-30)
     assert np.isfinite(2.0 ** (latency_bucket(0.0) / 8))
+
+
+def test_what_take_left_is_not_called_cancelled() -> None:
+    array = zarr.create_array({}, shape=(20,), chunks=(1,), dtype="i4")
+    stream = zds.stream_chunks(array, concurrency=1)
+    taken = stream.take(3)
+    assert len(list(taken)) == 3
+    assert "17 not asked for" in str(taken.report)
+    assert taken.report.cancelled == 17
+    for _ in stream:
+        break
+    assert "19 cancelled" in str(stream.report)

@@ -176,6 +176,8 @@ class Run:
         resumed = 0 if self._ledger is None else len(self._ledger.done)
         grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
         self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
+        if machine.paused:
+            logger.warning("the stream is paused: it begins when resume() is called from another thread or task")
         self._do(machine.handle(threads, self._now()))
         inputs: deque[Input] = deque()
         plain = self._answers is None and self._batches is None
@@ -518,7 +520,9 @@ class Run:
 
     def pause(self, *, paused: bool) -> None:
         """Stop submitting, or go on."""
-        self._machine.paused = paused
+        changed, self._machine.paused = self._machine.paused is not paused, paused
+        if changed and not paused:
+            self.executor.wake()
 
     def drain(self) -> None:
         """Submit nothing more; end when what is out was handed out."""

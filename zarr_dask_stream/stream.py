@@ -267,6 +267,7 @@ class ChunkStream(Generic[T_co]):
         self._options = options
         self._report = Report(outcome="not started")
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._paused = False
 
     # -- what it is ---------------------------------------------------------------------------------
 
@@ -1073,17 +1074,23 @@ class ChunkStream(Generic[T_co]):
             run.change_rate(limit)
 
     def pause(self) -> None:
-        """Submit nothing new until `resume`; what is in flight comes back and can be taken."""
+        """Submit nothing new until `resume`; what is in flight comes back and can be taken.
+
+        A run that begins meanwhile waits from the start. Whoever takes items waits too: `resume` comes from
+        another thread, or from another task of the event loop.
+        """
+        self._paused = True
         for run in list(self._runs):
             run.pause(paused=True)
 
     def resume(self) -> None:
         """Go on after `pause`."""
+        self._paused = False
         for run in list(self._runs):
             run.pause(paused=False)
 
     def drain(self) -> None:
-        """Read nothing more: hand out what is in flight, save the checkpoint, and end."""
+        """End the runs that are under way: read nothing more, hand out what is in flight, save the checkpoint."""
         for run in list(self._runs):
             run.drain()
 
@@ -1106,6 +1113,7 @@ class ChunkStream(Generic[T_co]):
         options = self._options if client is None else dataclasses.replace(self._options, client=client)
         run = Run(options, self._work(discard=not deliver), deliver=deliver, shared=shared)
         self._report = run.report
+        run.pause(paused=self._paused)
         self._runs.add(run)
         return run
 

@@ -102,6 +102,26 @@ def test_a_paused_stream_asks_for_nothing(
     assert chunk_requests(http_store) == 600
 
 
+@pytest.mark.parametrize("concurrency", [1, None])
+def test_a_stream_that_is_paused_before_it_is_iterated_begins_when_it_is_resumed(
+    tmp_path: Path, leak_check: LeakCheck, caplog: pytest.LogCaptureFixture, concurrency: int | None
+) -> None:
+    data = write_rows(str(tmp_path / "rows.zarr"), 20)
+    watch = Watch()
+    stream = zds.stream_chunks(str(tmp_path / "rows.zarr"), concurrency=concurrency, callbacks=[watch])
+    stream.pause()
+    taker = Taker(stream, data)
+    with within(30):
+        taker.start()
+        wait_until(lambda: "resume()" in caplog.text, what="the stream to say that it is paused", timeout_s=20)
+        time.sleep(0.2)
+        assert watch.submitted == 0
+        stream.resume()
+        taker.finish()
+    assert_all_there(stream.report, taker.out, data)
+    assert len(list(stream)) == 20, "and a later run is not paused"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ordered", [pytest.param(True, marks=pytest.mark.sample), False])
 def test_a_drained_stream_keeps_what_was_in_flight(

@@ -180,8 +180,9 @@ class DaskExecutor:
             self._client.loop.add_callback(self._ring)
 
     def _ring(self) -> None:
-        if not self._bell.done():
-            self._bell.set_result(None)
+        bell: asyncio.Future[None] | None = getattr(self, "_bell", None)  # none before the start
+        if bell is not None and not bell.done():
+            bell.set_result(None)
 
     def close(self) -> None:
         """Call everything back; close what was started for this run."""

@@ -60,7 +60,8 @@ class Report(Callback):
     resumed : int
         Chunks done by earlier runs on the same checkpoint, not counted in `total`.
     emitted, filtered, skipped_missing, dead_lettered, cancelled : int
-        Where they ended: each chunk in exactly one.
+        Where they ended: each chunk in exactly one. Cancelled are those that were never given out, because
+        the run ended early, or because ``.take(n)`` asked for no more.
     retries, hedges : int
         Tries beyond a chunk's first; chunks of which a second copy was started because they straggled.
     batches, batches_lost : int
@@ -244,7 +245,9 @@ class Report(Callback):
         """Return the account as labelled lines, for a person."""
         ends = [
             (self.emitted, "emitted"), (self.filtered, "filtered"), (self.skipped_missing, "missing, skipped"),
-            (self.dead_lettered, "dead letters"), (self.cancelled, "cancelled"), (self.resumed, "done by earlier runs"),
+            (self.dead_lettered, "dead letters"),
+            (self.cancelled, "not asked for" if self.outcome == "done" else "cancelled"),
+            (self.resumed, "done by earlier runs"),
         ]  # fmt: skip
         total = "?" if self.total is None else f"{self.total:,}"
         rows = [
