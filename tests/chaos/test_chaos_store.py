@@ -142,7 +142,8 @@ def test_a_store_that_refuses_requests_is_asked_more_slowly(
         # The rate climbs back to what it was before the first cut within twenty seconds; a bucket and what was out
         # already may come on top.
         most = rate * (took + 0.25) + 2 * first / 20 * took**2 / 2 + in_flight
-        assert asked_by_then - asked <= most, f"{asked_by_then - asked} requests in {took:.2f} s at {rate:.1f}/s, {most:.0f}"
+        sent = asked_by_then - asked
+        assert sent <= most, f"{sent} requests in {took:.2f} s at {rate:.1f}/s, {most:.0f}"
 
 
 # -- credentials that expire --------------------------------------------------------------------------------
