@@ -17,7 +17,7 @@ import zarr_dask_stream as zds
 from zarr_dask_stream.engine.events import Batch, BatchDone, BatchLost, Category, Failure, Threads, Tick
 from zarr_dask_stream.engine.executor import Executor
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.testing import Fault, FaultyStore, LatencyStore, ManualClock, Outcome, ScriptedExecutor
+from zarr_dask_stream.testing import Fault, FaultyStore, LatencyStore, ManualClock, Outcome, ScriptedExecutor, rehearse
 
 QUICK = zds.RetryPolicy(wait_initial=0)
 
@@ -259,3 +259,72 @@ def test_latency_is_waited_for_by_many_reads_at_once() -> None:
 def test_a_spread_is_a_share(spread: float) -> None:
     with pytest.raises(UsageError, match="spread"):
         LatencyStore({}, spread=spread)
+
+
+# -- streams without a cluster ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream() -> zds.ChunkStream:
+    array = zarr.create_array({}, shape=(60,), chunks=(1,), dtype="i4")
+    array[:] = np.arange(60)
+    return zds.stream_chunks(array, on_error="skip", retry=zds.RetryPolicy(wait_initial=600, wait_max=7200))
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_a_stream_is_rehearsed_with_its_own_functions_and_policies(stream: zds.ChunkStream, threads: int) -> None:
+    calls: list[int] = []
+
+    def double(chunk: zds.Chunk) -> int:
+        calls.append(chunk.index[0])  # here, not on a worker
+        if chunk.index == (9,):
+            raise ZeroDivisionError
+        return 2 * int(chunk.data[0])
+
+    stages = stream.map(double).filter(lambda chunk: chunk.data % 4 == 0)
+    script = {(4,): [ConnectionError("reset")] * 4, (6,): [ConnectionError("reset")] * 5, (8,): [Outcome.SKIPPED]}
+    items = rehearse(stages, script=script, losses={(20,): 1, (30,): 99}, threads=threads, seed=3, jitter=0.5)
+    bad = {6, 9, 30}
+    assert [(item.index[0], item.data) for item in items] == [(n, 2 * n) for n in range(0, 60, 2) if n not in {*bad, 8}]
+    report = stages.report
+    assert {letter.index[0]: letter.category for letter in report.dead_letters} == {
+        6: "transient",
+        9: "function",
+        30: "cluster",
+    }
+    assert report.total == 60 == report.emitted + report.filtered + report.skipped_missing + report.dead_lettered
+    assert report.wall_s > 60, "in a time of its own"
+    assert calls.count(4) == calls.count(9) == 1
+    assert not {6, 30} & set(calls)
+
+
+def test_a_rehearsal_goes_the_same_way_each_time(stream: zds.ChunkStream) -> None:
+    def once() -> tuple[Any, ...]:
+        heard: list[Any] = []
+        told = zds.stream_chunks(zarr.create_array({}, shape=(40,), chunks=(1,), dtype="i1"), callbacks=[heard.append])
+        script = {(n,): [ConnectionError("reset")] * (n % 3) for n in range(40)}
+        rehearse(told, script=script, losses={(7,): 1}, jitter=1.0, seed=5)
+        return tuple((type(notice).__name__, notice.at) for notice in heard)
+
+    assert once() == once()
+
+
+def test_a_hedge_is_rehearsed(stream: zds.ChunkStream) -> None:
+    array = zarr.create_array({}, shape=(60,), chunks=(1,), dtype="i4")
+    hedged = zds.stream_chunks(array, hedge=zds.Hedge(budget=1.0), concurrency=12)
+    slow = {50}
+
+    def duration(batch: Batch) -> float:
+        late = slow & {number for run in batch.ranges for number in run}
+        slow.difference_update(late)
+        return 1000.0 if late else 0.1
+
+    assert len(rehearse(hedged, duration=duration)) == 60
+    assert hedged.report.hedges
+    assert hedged.report.wall_s < 100
+
+
+def test_what_batches_and_reduces_is_rehearsed_too(stream: zds.ChunkStream) -> None:
+    [answer] = rehearse(stream.reduce(zds.reducers.sum()), losses={(3,): 1}, script={(5,): [TimeoutError()]})
+    assert int(answer.data) == sum(range(60))
+    assert [len(batch) for batch in rehearse(stream.batch(size=25))] == [25, 25, 10]

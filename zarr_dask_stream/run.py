@@ -96,16 +96,26 @@ class Run:
     """One run of a stream: its machine, its executor, its observers, its clock.
 
     A `shared` run has several consumers: its driver says when an item has reached one, and when one is through
-    with it. Nothing of it may be called by two threads at once.
+    with it. Nothing of it may be called by two threads at once. A rehearsal brings an executor and a clock.
     """
 
-    def __init__(self, options: Options, work: Work, *, deliver: bool, shared: bool = False) -> None:
+    def __init__(
+        self,
+        options: Options,
+        work: Work,
+        *,
+        deliver: bool,
+        shared: bool = False,
+        executor: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         o = options
         if o.fold is not None and isinstance(o.fold.reducer, Ungrouped):
             what = "group_by(...)" if o.fold.window is None else "window(...)"
             raise UsageError(f"{what} needs a .reduce(...) after it")
         self._options = o
-        self._began = time.monotonic()
+        self._clock = clock
+        self._began = clock()
         self._stopped = False
         self._ended = False
         self._error = ""
@@ -143,7 +153,7 @@ class Run:
             runs = _stored_only(o, runs)
         self._total = total
         try:
-            self.executor: Executor = choose_executor(work, o.client, serial=o.limits.chunks == 1)
+            self.executor = executor or choose_executor(work, o.client, serial=o.limits.chunks == 1)
         except BaseException:
             self._close_ledger()
             raise
@@ -161,11 +171,12 @@ class Run:
             depth=1 if isinstance(self.executor, SerialExecutor) else None,
             throttle=Throttle(o.rate_limit, o.item_nbytes),
             hedge=o.hedge,
-            rng=random.Random(os.urandom(8)),  # noqa: S311  # jitter must differ from client to client
+            # Jitter must differ from client to client.
+            rng=random.Random(os.urandom(8) if executor is None else 0),  # noqa: S311  # and is no secret
         )
 
     def _now(self) -> float:
-        return time.monotonic() - self._began
+        return self._clock() - self._began
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -192,7 +203,7 @@ class Run:
             if item is not None:
                 if isinstance(item, Batch) and self._options.route is not None and not (yield from self._sink(item)):
                     continue
-                self._handed_at = time.monotonic()
+                self._handed_at = self._clock()
                 yield item if plain else self._shown(item)
                 self._count_rest()
                 if heeds:
@@ -286,7 +297,7 @@ class Run:
     def _sink(self, batch: Batch) -> Generator[Call, Any, bool]:
         """Have the sink of a batch called; return whether it took it."""
         assert self._options.route is not None
-        self._handed_at = time.monotonic()
+        self._handed_at = self._clock()
         error = yield Call(self._options.route.sinks[batch.key], self._shown(batch))
         self._count_rest()
         if error is not None:
@@ -336,7 +347,7 @@ class Run:
     def rest(self) -> None:
         """Say that nobody waits for an item."""
         if self._handed_at is None:
-            self._handed_at = time.monotonic()
+            self._handed_at = self._clock()
 
     @property
     def stopped(self) -> bool:
@@ -365,7 +376,7 @@ class Run:
 
     def _count_rest(self) -> None:
         if self._handed_at is not None:
-            self._consumer_s += time.monotonic() - self._handed_at
+            self._consumer_s += self._clock() - self._handed_at
             self._handed_at = None
 
     # -- carrying out instructions --------------------------------------------------------------------

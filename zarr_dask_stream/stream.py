@@ -1109,13 +1109,17 @@ class ChunkStream(Generic[T_co]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _new_run(self, *, deliver: bool, shared: bool = False, client: Any = None) -> Run:
+    def _new_run(self, *, deliver: bool, shared: bool = False, client: Any = None, **stand_ins: Any) -> Run:
         options = self._options if client is None else dataclasses.replace(self._options, client=client)
-        run = Run(options, self._work(discard=not deliver), deliver=deliver, shared=shared)
+        run = Run(options, self._work(discard=not deliver), deliver=deliver, shared=shared, **stand_ins)
         self._report = run.report
         run.pause(paused=self._paused)
         self._runs.add(run)
         return run
+
+    def _rehearse(self, executor: Any) -> Iterator[Any]:
+        """Iterate on a stand-in for a cluster, in its time; for `zarr_dask_stream.testing.rehearse`."""
+        yield from self._drive(self._new_run(deliver=True, executor=executor, clock=executor.clock))
 
     def _drive(self, run: Run) -> Generator[Any, None, None]:
         """Feed the loop from a blocking executor."""

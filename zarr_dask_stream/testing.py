@@ -38,9 +38,11 @@ from zarr_dask_stream.engine.events import (
 from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Restart, Submit
 from zarr_dask_stream.engine.retry import classify
 from zarr_dask_stream.engine.supervisor import Supervisor
+from zarr_dask_stream.engine.task import Work, run_batch
 from zarr_dask_stream.engine.window import Item
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.source.selection import decode_numbers
+from zarr_dask_stream.source.selection import decode_numbers, encode_numbers
+from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.report import Report
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Outcome",
     "Rehearsal",
     "ScriptedExecutor",
+    "rehearse",
 ]
 
 T = TypeVar("T")
@@ -243,6 +246,10 @@ class ScriptedExecutor:
         """Like `wait`; time is virtual here too."""
         return self.wait(seconds)
 
+    def wake(self) -> None:
+        """Let the next `wait` return at once."""
+        self._inputs.append(Tick())
+
     def close(self) -> None:
         """Forget everything."""
         self._queue.clear()
@@ -324,6 +331,79 @@ class ScriptedExecutor:
             result.failures.append(Failure(number, classify(outcome), kind, str(outcome) or kind, error=outcome))
         else:
             result.unattempted.append(number)
+
+
+class _RealReads(ScriptedExecutor):
+    """Plays its script, and has all that succeeds there read and put through the stages, in this thread."""
+
+    def __init__(self, work: Work, **script: Any) -> None:
+        super().__init__(**script)
+        self._work = work
+
+    def _outcome(self, batch: Batch, seconds: float) -> Input:
+        played = super()._outcome(batch, seconds)
+        if not isinstance(played, BatchDone) or not played.result.numbers:
+            return played
+        script, real = played.result, run_batch(self._work, encode_numbers(played.result.numbers), worker="scripted")
+        real.failures += script.failures
+        real.filtered += script.filtered
+        real.skipped += script.skipped
+        real.unattempted += script.unattempted
+        real.stats.wall_s = seconds
+        return BatchDone(batch.id, real)
+
+
+def rehearse(
+    stream: ChunkStream,
+    *,
+    script: Mapping[tuple[int, ...], Sequence[Scripted]] | None = None,
+    losses: Mapping[tuple[int, ...], int] | None = None,
+    hangs: Collection[tuple[int, ...]] = (),
+    **executor: Any,
+) -> list[Any]:
+    """Iterate a stream without a cluster, in virtual time, with faults where the script has them.
+
+    The store is read and your functions are called in this thread, so that a debugger stops in them. The
+    stream's policies (retries, hedging, rate, window) are at work as always; hours of backoff take no time.
+
+    Parameters
+    ----------
+    stream : ChunkStream
+        What to run; its ``report`` tells of the run.
+    script : mapping of tuple of int to sequence, optional
+        By grid index: what becomes of a chunk's first tries, in turn, as in `ScriptedExecutor`.
+    losses : mapping of tuple of int to int, optional
+        By grid index: how often the batch that holds it loses its worker.
+    hangs : collection of tuple of int
+        Grid indices whose batch never comes back.
+    **executor
+        More for `ScriptedExecutor`: threads, duration, jitter, seed, clock.
+
+    Returns
+    -------
+    list
+        The items, as a loop over the stream would get them.
+
+    Examples
+    --------
+    >>> import zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i2", fill_value=5)
+    >>> stream = zds.stream_chunks(array, on_error="skip").map(lambda chunk: int(chunk.data.sum()))
+    >>> items = rehearse(stream, script={(0,): [TimeoutError()] * 2}, losses={(2,): 99})
+    >>> [(item.index, item.data) for item in items], stream.report.retries
+    ([((0,), 10), ((1,), 10)], 3)
+    >>> [(letter.index, letter.category) for letter in stream.report.dead_letters]
+    [((2,), 'cluster')]
+    """
+    number = stream._options.plan.grid.number  # noqa: SLF001  # a stream does not show its plan
+    place = _RealReads(
+        stream._work(),  # noqa: SLF001  # nor what travels to workers
+        script={number(index): outcomes for index, outcomes in (script or {}).items()},
+        losses={number(index): times for index, times in (losses or {}).items()},
+        hangs=[number(index) for index in hangs],
+        **executor,
+    )
+    return list(stream._rehearse(place))  # noqa: SLF001  # made for this
 
 
 class Rehearsal:
