@@ -265,14 +265,14 @@ def test_a_spread_is_a_share(spread: float) -> None:
 
 
 @pytest.fixture
-def stream() -> zds.ChunkStream:
+def stream() -> zds.ChunkStream[Any]:
     array = zarr.create_array({}, shape=(60,), chunks=(1,), dtype="i4")
     array[:] = np.arange(60)
     return zds.stream_chunks(array, on_error="skip", retry=zds.RetryPolicy(wait_initial=600, wait_max=7200))
 
 
 @pytest.mark.parametrize("threads", [1, 5])
-def test_a_stream_is_rehearsed_with_its_own_functions_and_policies(stream: zds.ChunkStream, threads: int) -> None:
+def test_a_stream_is_rehearsed_with_its_own_functions_and_policies(stream: zds.ChunkStream[Any], threads: int) -> None:
     calls: list[int] = []
 
     def double(chunk: zds.Chunk) -> int:
@@ -282,7 +282,11 @@ def test_a_stream_is_rehearsed_with_its_own_functions_and_policies(stream: zds.C
         return 2 * int(chunk.data[0])
 
     stages = stream.map(double).filter(lambda chunk: chunk.data % 4 == 0)
-    script = {(4,): [ConnectionError("reset")] * 4, (6,): [ConnectionError("reset")] * 5, (8,): [Outcome.SKIPPED]}
+    script: dict[Any, Any] = {
+        (4,): [ConnectionError("reset")] * 4,
+        (6,): [ConnectionError("reset")] * 5,
+        (8,): [Outcome.SKIPPED],
+    }
     items = rehearse(stages, script=script, losses={(20,): 1, (30,): 99}, threads=threads, seed=3, jitter=0.5)
     bad = {6, 9, 30}
     assert [(item.index[0], item.data) for item in items] == [(n, 2 * n) for n in range(0, 60, 2) if n not in {*bad, 8}]
@@ -298,7 +302,7 @@ def test_a_stream_is_rehearsed_with_its_own_functions_and_policies(stream: zds.C
     assert not {6, 30} & set(calls)
 
 
-def test_a_rehearsal_goes_the_same_way_each_time(stream: zds.ChunkStream) -> None:
+def test_a_rehearsal_goes_the_same_way_each_time(stream: zds.ChunkStream[Any]) -> None:
     def once() -> tuple[Any, ...]:
         heard: list[Any] = []
         told = zds.stream_chunks(zarr.create_array({}, shape=(40,), chunks=(1,), dtype="i1"), callbacks=[heard.append])
@@ -309,7 +313,7 @@ def test_a_rehearsal_goes_the_same_way_each_time(stream: zds.ChunkStream) -> Non
     assert once() == once()
 
 
-def test_a_hedge_is_rehearsed(stream: zds.ChunkStream) -> None:
+def test_a_hedge_is_rehearsed(stream: zds.ChunkStream[Any]) -> None:
     array = zarr.create_array({}, shape=(60,), chunks=(1,), dtype="i4")
     hedged = zds.stream_chunks(array, hedge=zds.Hedge(budget=1.0), concurrency=12)
     slow = {50}
@@ -324,7 +328,7 @@ def test_a_hedge_is_rehearsed(stream: zds.ChunkStream) -> None:
     assert hedged.report.wall_s < 100
 
 
-def test_what_batches_and_reduces_is_rehearsed_too(stream: zds.ChunkStream) -> None:
+def test_what_batches_and_reduces_is_rehearsed_too(stream: zds.ChunkStream[Any]) -> None:
     [answer] = rehearse(stream.reduce(zds.reducers.sum()), losses={(3,): 1}, script={(5,): [TimeoutError()]})
     assert int(answer.data) == sum(range(60))
     assert [len(batch) for batch in rehearse(stream.batch(size=25))] == [25, 25, 10]

@@ -354,11 +354,11 @@ class _RealReads(ScriptedExecutor):
 
 
 def rehearse(
-    stream: ChunkStream,
+    stream: ChunkStream[Any],
     *,
-    script: Mapping[tuple[int, ...], Sequence[Scripted]] | None = None,
-    losses: Mapping[tuple[int, ...], int] | None = None,
-    hangs: Collection[tuple[int, ...]] = (),
+    script: Mapping[Any, Sequence[Scripted]] | None = None,
+    losses: Mapping[Any, int] | None = None,
+    hangs: Collection[Any] = (),
     **executor: Any,
 ) -> list[Any]:
     """Iterate a stream without a cluster, in virtual time, with faults where the script has them.
