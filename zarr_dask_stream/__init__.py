@@ -18,6 +18,7 @@ from zarr_dask_stream.stages.batch import Batch
 from zarr_dask_stream.stages.combine import Reducer
 from zarr_dask_stream.stream import ChunkStream, stream_chunks
 from zarr_dask_stream.watch.report import Report
+from zarr_dask_stream.write import write_chunks
 
 __all__ = [
     "Batch",
@@ -46,4 +47,5 @@ __all__ = [
     "stream_chunks",
     "stream_dataset",
     "stream_slices",
+    "write_chunks",
 ]

@@ -9,6 +9,7 @@ from typing import Any, Literal, SupportsIndex
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.events import Callback, DeadLetter
+from zarr_dask_stream.engine.feed import Feed
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.engine.window import WindowLimits
@@ -68,6 +69,7 @@ class Options:
     route: Route | None = None
     target: Target | None = None
     sink: Sink | None = None
+    feed: Feed | None = None
 
     @property
     def item_nbytes(self) -> int:

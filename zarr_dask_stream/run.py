@@ -136,24 +136,14 @@ class Run:
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report, limit=o.limit))
         self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
-        runs: Iterable[range]
-        if o.fold is not None and isinstance(o.fold.window, Along):
-            runs = o.plan.runs_along(o.fold.window.axes)
-        else:
-            runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
-        total = len(o.plan) if o.plan.where is None or o.progress else None
         if self._ledger is not None:
             self._open_ledger(self._ledger)
         if o.target is not None:
             self._open_target(o.target)
-        if self._ledger is not None:
-            runs = self._ledger.done.missing_from(runs)
-            total = None if total is None else total - len(self._ledger.done)
-        if o.missing == "skip":
-            runs = _stored_only(o, runs)
-        self._total = total
         try:
-            self.executor = executor or choose_executor(work, o.client, serial=o.limits.chunks == 1)
+            runs, self._total = self._planned()
+            cargo = None if o.feed is None else o.feed.cargo
+            self.executor = executor or choose_executor(work, o.client, serial=o.limits.chunks == 1, cargo=cargo)
         except BaseException:
             self._close_ledger()
             raise
@@ -164,7 +154,7 @@ class Run:
             Batcher(_batch_limits(o)),
             o.retry,
             chunk_nbytes=o.item_nbytes,
-            total=total,
+            total=self._total,
             ordered=o.ordered,
             limit=o.limit,
             deliver=self._deliver,
@@ -174,6 +164,24 @@ class Run:
             # Jitter must differ from client to client.
             rng=random.Random(os.urandom(8) if executor is None else 0),  # noqa: S311  # and is no secret
         )
+
+    def _planned(self) -> tuple[Iterable[range], int | None]:
+        """Return the numbers to submit, in order, and how many they are, where that is known."""
+        o = self._options
+        done = None if self._ledger is None else self._ledger.done
+        if o.feed is not None:
+            self._observers.insert(0, o.feed.hear)
+            return o.feed.runs(done), None
+        runs: Iterable[range]
+        if o.fold is not None and isinstance(o.fold.window, Along):
+            runs = o.plan.runs_along(o.fold.window.axes)
+        else:
+            runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
+        total = len(o.plan) if o.plan.where is None or o.progress else None
+        if done is not None:
+            runs = done.missing_from(runs)
+            total = None if total is None else total - len(done)
+        return (_stored_only(o, runs) if o.missing == "skip" else runs), total
 
     def _now(self) -> float:
         return self._clock() - self._began
@@ -626,6 +634,7 @@ def _ledger_of(options: Options) -> Ledger:
         "where": identity(o.plan.where),
         "stages": identity(o.stages),
         "fold": identity(o.fold),
+        **({} if o.feed is None else {"fed": True}),
         **({} if o.sink is None else {"sink": [o.sink.spec.url, o.sink.spec.fingerprint, identity(o.sink.placement)]}),
     }
     return Ledger(o.checkpoint, o.plan, fingerprint(parts), about)

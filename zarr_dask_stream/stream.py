@@ -1170,6 +1170,7 @@ class ChunkStream(Generic[T_co]):
             blocks=o.blocks,
             labels=o.labels,
             sink=o.sink,
+            fed=o.feed is not None,
         )
 
 

@@ -22,6 +22,7 @@ from dask.delayed import delayed
 
 from zarr_dask_stream.engine.cluster import close_cluster, has_given_up, in_dask_task
 from zarr_dask_stream.engine.events import Batch, BatchLost, Blame, Input, Threads, Tick
+from zarr_dask_stream.engine.feed import Cargo
 from zarr_dask_stream.engine.gather import Arrived, Gatherer, soon, unpack_inputs
 from zarr_dask_stream.engine.isolation import Isolation
 from zarr_dask_stream.engine.obituaries import BEGINNINGS, Obituaries
@@ -53,10 +54,20 @@ class DaskExecutor:
         The stream; pickled once.
     own_cluster : bool
         Close the client and its cluster at the end.
+    cargo : callable, optional
+        Returns the data that go with a batch, where no store has them. They go through the scheduler.
     """
 
-    def __init__(self, client: distributed.Client, work: Work, *, own_cluster: bool = False) -> None:
+    def __init__(
+        self,
+        client: distributed.Client,
+        work: Work,
+        *,
+        own_cluster: bool = False,
+        cargo: Callable[[Batch], Cargo] | None = None,
+    ) -> None:
         self._client: Any = client
+        self._cargo = cargo
         self._address = "?" if client.scheduler is None else client.scheduler.address
         self._own_cluster = own_cluster
         self._process = os.getpid()
@@ -128,17 +139,26 @@ class DaskExecutor:
             payload = self._work_to_send()
             tasks = [
                 self._task(
-                    *(payload, batch.ranges, version, *([BEGINNINGS] if batch.suspect else [])),
+                    *(payload, batch.ranges, version, *self._more(batch)),
                     dask_key_name=self._key(batch),
                 )
                 for batch in batches
             ]
-            futures: list[distributed.Future[Any]] = self._client.compute(
-                tasks, optimize_graph=False, fifo_timeout="0s", **place
-            )
+            # What comes with a task has to travel, whatever Dask may think of its size.
+            quiet = {} if self._cargo is None else {"distributed.admin.large-graph-warning-threshold": 2**60}
+            with dask.config.set(quiet):
+                futures: list[distributed.Future[Any]] = self._client.compute(
+                    tasks, optimize_graph=False, fifo_timeout="0s", **place
+                )
         except Exception as error:
             raise self._cluster_error(f"could not send tasks: {error}") from error
         return futures
+
+    def _more(self, batch: Batch) -> list[Any]:
+        topic = BEGINNINGS if batch.suspect else ""
+        if self._cargo is None:
+            return [topic] if topic else []
+        return [topic, self._cargo(batch)]
 
     def _work_to_send(self) -> Any:
         """Return the packed work, or where it is large a future of it: then it travels once to each worker.

@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from zarr_dask_stream.engine.cluster import active_client, check_client, embedded_cluster, in_stage
 from zarr_dask_stream.engine.dask_executor import DaskExecutor
 from zarr_dask_stream.engine.events import Batch, BatchDone, Input, Threads, Tick
+from zarr_dask_stream.engine.feed import Cargo
 from zarr_dask_stream.engine.task import Work, run_batch
 from zarr_dask_stream.errors import UsageError
 
@@ -69,8 +71,9 @@ class Executor(Protocol):
 class SerialExecutor:
     """Runs each batch in the thread that waits for it: no cluster, no thread, easy to debug."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, cargo: Callable[[Batch], Cargo] | None = None) -> None:
         self._work = work
+        self._cargo = cargo
         self._queue: deque[Batch] = deque()
         self._bell = threading.Event()
         self._sleeper: asyncio.Future[None] | None = None
@@ -101,7 +104,8 @@ class SerialExecutor:
             self._bell.clear()
             return [Tick()]
         batch = self._queue.popleft()
-        return [BatchDone(batch.id, run_batch(self._work, batch.ranges, worker="this process"))]
+        cargo = None if self._cargo is None else self._cargo(batch)
+        return [BatchDone(batch.id, run_batch(self._work, batch.ranges, worker="this process", cargo=cargo))]
 
     async def wait_async(self, seconds: float | None) -> list[Input]:
         """Run one batch in another thread, so that the event loop goes on."""
@@ -134,24 +138,27 @@ def _end_sleep(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
-def choose_executor(work: Work, client: Any, *, serial: bool) -> Executor:
+def choose_executor(
+    work: Work, client: Any, *, serial: bool, cargo: Callable[[Batch], Cargo] | None = None
+) -> Executor:
     """Choose where a run takes place.
 
     The client given; else the active one; else this thread where `serial` allows it; else a cluster
     inside this process, for this run only. A function that a stream calls has its own thread and no
-    other: tasks of an inner stream would wait for the thread that waits for them.
+    other: tasks of an inner stream would wait for the thread that waits for them. `cargo` returns the
+    data that go with a batch, where no store has them.
     """
     check_client(client)
     if in_stage.get():
         if client is None:
-            return SerialExecutor(work)
+            return SerialExecutor(work, cargo)
         raise UsageError(
             "a stream inside a function of another stream can't have its tasks on a cluster: each would wait for a "
             "thread that waits for it. Leave client= out, then its chunks are read in the function's own thread"
         )
     client = client or active_client()
     if client is not None:
-        return DaskExecutor(client, work)
+        return DaskExecutor(client, work, cargo=cargo)
     if serial:
-        return SerialExecutor(work)
-    return DaskExecutor(embedded_cluster(), work, own_cluster=True)
+        return SerialExecutor(work, cargo)
+    return DaskExecutor(embedded_cluster(), work, own_cluster=True, cargo=cargo)

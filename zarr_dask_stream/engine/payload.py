@@ -17,6 +17,7 @@ from dask.delayed import delayed
 from distributed.worker import thread_state  # type: ignore[attr-defined]  # it has no public name
 
 from zarr_dask_stream.engine.cluster import in_stage
+from zarr_dask_stream.engine.feed import Cargo
 from zarr_dask_stream.engine.parcel import pack_result
 from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
 from zarr_dask_stream.errors import ClusterError, UsageError
@@ -50,14 +51,16 @@ def _by_name(function: str) -> Callable[..., Any]:
 
 
 def remote_batch() -> Any:
-    """Return the delayed function ``(payload, ranges, version, topic="")`` that runs one batch on a worker.
+    """Return the delayed function ``(payload, ranges, version, topic="", cargo=None)`` that runs one batch on a worker.
 
-    Where there is a `topic`, it says there that it begins, before it does.
+    Where there is a `topic`, it says there that it begins, before it does. `cargo` are data that no store has.
     """
     return delayed(_by_name("_run_on_worker"), pure=False)
 
 
-def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str, topic: str = "") -> Any:
+def _run_on_worker(
+    payload: bytes, ranges: tuple[range, ...], version: str, topic: str = "", cargo: Cargo | None = None
+) -> Any:
     """Run one batch as a Dask task; the only thing of ours that Dask ever calls."""
     here = package_version()
     worker = distributed.get_worker()
@@ -77,7 +80,7 @@ def _run_on_worker(payload: bytes, ranges: tuple[range, ...], version: str, topi
 
     in_stage.set(True)
     try:
-        result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled)
+        result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled, cargo=cargo)
     finally:
         in_stage.set(False)
     return result if worker.address.startswith("inproc://") else pack_result(result)

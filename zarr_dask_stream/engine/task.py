@@ -21,6 +21,7 @@ import cloudpickle
 import numpy as np
 
 from zarr_dask_stream.engine.events import BatchResult, Category, Failure
+from zarr_dask_stream.engine.feed import Cargo
 from zarr_dask_stream.engine.retry import RetryPolicy, classify
 from zarr_dask_stream.errors import MissingChunkError
 from zarr_dask_stream.source.array import ArraySpec, check_visible
@@ -53,7 +54,8 @@ class Work:
     """All a worker needs to know of a stream; sent with every batch, unpacked once per process.
 
     `timeout` is seconds for one attempt at one chunk, or None. `fetches` is how many requests one
-    batch keeps in flight on a remote store, or None to leave it to the reader.
+    batch keeps in flight on a remote store, or None to leave it to the reader. Where it is `fed`, data come with
+    each batch instead of from a store.
     """
 
     spec: ArraySpec
@@ -68,6 +70,7 @@ class Work:
     discard: bool = False
     blocks: Blocks | None = None
     sink: Sink | None = None
+    fed: bool = False
     labels: Labels | None = None
 
     def plan(self) -> ChunkPlan:
@@ -85,8 +88,11 @@ class Work:
 class _Run:
     """One batch on its way through. What it has done so far can be read from another thread."""
 
-    def __init__(self, work: Work, numbers: list[int], worker: str, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, work: Work, numbers: list[int], worker: str, cancelled: Callable[[], bool], cargo: Cargo | None = None
+    ) -> None:
         self.work = work
+        self.cargo = cargo
         self.numbers = numbers
         self.worker = worker
         self.cancelled = cancelled
@@ -173,6 +179,10 @@ class _Run:
             "hedge": work.hedge,
             "stopped": lambda: self.abandoned,
         }
+        if work.fed:
+            assert self.cargo is not None
+            given = self.cargo.arrays
+            return (ChunkRead(number, given[number], False, None, 0, 0.0, 0.0) for number in self.numbers)
         if work.blocks is not None:
             # What is only cut up again for a target need not be put together before.
             apart = work.sink is not None and not work.stages and not work.blocks.named and work.blocks.whole
@@ -440,6 +450,7 @@ def run_batch(
     *,
     worker: str = "",
     cancelled: Callable[[], bool] = lambda: False,
+    cargo: Cargo | None = None,
 ) -> BatchResult:
     """Read and process a batch in the calling thread.
 
@@ -453,8 +464,10 @@ def run_batch(
         Name of this worker, for reports.
     cancelled : callable
         Asked every 0.1 s or so: True cuts the batch short.
+    cargo : Cargo, optional
+        The data, where no store has them.
     """
-    run = _Run(work, list(decode_numbers(ranges)), worker or _here(), cancelled)
+    run = _Run(work, list(decode_numbers(ranges)), worker or _here(), cancelled, cargo)
     run.go()
     return run.finish()
 
@@ -465,14 +478,15 @@ def run_guarded(
     *,
     worker: str = "",
     cancelled: Callable[[], bool] = lambda: False,
+    cargo: Cargo | None = None,
 ) -> BatchResult:
     """Like `run_batch`, but give up on a chunk that hangs beyond the timeout, or after it was called back.
 
     The hanging thread can't be stopped; it is left behind as a daemon and counted by `zombies`.
     """
     if work.timeout is None:
-        return run_batch(work, ranges, worker=worker, cancelled=cancelled)
-    run = _Run(work, list(decode_numbers(ranges)), worker or _here(), cancelled)
+        return run_batch(work, ranges, worker=worker, cancelled=cancelled, cargo=cargo)
+    run = _Run(work, list(decode_numbers(ranges)), worker or _here(), cancelled, cargo)
     problem: list[BaseException] = []
 
     def body() -> None:

@@ -33,7 +33,7 @@ from zarr_dask_stream.source.writer import Verify, is_castable
 from zarr_dask_stream.stages.sink import Placement, Sink
 from zarr_dask_stream.stages.transform import Filter, Map, Stage
 
-__all__ = ["Items", "Layout", "as_dtype", "as_lengths", "choose_boxes", "lay_out"]
+__all__ = ["Items", "Layout", "as_dtype", "as_lengths", "choose_boxes", "lay_out", "writes_empty"]
 
 _MOST_GROWN = 2**26  # bytes of a box that is grown to hold whole chunks of the source
 _LEAST_BOXES = 64  # of which a target is made, where growing is what decides
@@ -125,7 +125,7 @@ def lay_out(
         spec=made.spec,
         placement=placement,
         expected=expected,
-        write_empty=_write_empty(options.get("config")),
+        write_empty=writes_empty(options.get("config")),
         verify=verify,
         fresh=not made.exists,
         aside=join(made.spec.path, aside) if aside and made.spec.store.kind == "local" else "",
@@ -134,7 +134,8 @@ def lay_out(
     return Layout(made, sink, boxes)
 
 
-def _write_empty(config: Any) -> bool:
+def writes_empty(config: Any) -> bool:
+    """Whether chunks of fill values are stored too, by the options of an array or zarr's own configuration."""
     given = (
         config.get("write_empty_chunks") if isinstance(config, Mapping) else getattr(config, "write_empty_chunks", None)
     )
