@@ -185,6 +185,24 @@ class DeadLetter:
     traceback: str = field(default="", repr=False)
     error: BaseException | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def of(
+        cls, failure: Failure, index: tuple[int, ...], region: tuple[slice, ...], attempts: int, reason: str
+    ) -> DeadLetter:
+        """Make one of the last failure of a chunk."""
+        return cls(
+            index=index,
+            region=region,
+            attempts=attempts,
+            category=failure.category.value,
+            error_type=failure.error_type,
+            message=failure.message,
+            reason=reason,
+            worker=failure.worker,
+            traceback=failure.traceback,
+            error=failure.error,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: the region as [start, stop] pairs, without the exception."""
         return {

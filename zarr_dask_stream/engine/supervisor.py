@@ -34,7 +34,6 @@ from zarr_dask_stream.engine.events import (
     BatchHedged,
     BatchLost,
     BatchResult,
-    BatchStats,
     BatchSubmitted,
     Category,
     ChunkDeadLettered,
@@ -48,24 +47,22 @@ from zarr_dask_stream.engine.events import (
     Failure,
     Input,
     RunFinished,
-    SlowedDown,
     Threads,
-    WorkerRetired,
 )
-from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Restart, Submit
+from zarr_dask_stream.engine.health import Health
+from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Submit
 from zarr_dask_stream.engine.quarantine import Bury, Quarantine, Retry, Sentence
 from zarr_dask_stream.engine.retry import Breaker, GiveUp, RetryPolicy
 from zarr_dask_stream.engine.throttle import Throttle
 from zarr_dask_stream.engine.waiting import Again, WaitingRoom
 from zarr_dask_stream.engine.window import Item, Outbox, Window
-from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, ZdsError
+from zarr_dask_stream.errors import ClusterError, StoreNotVisibleError, ZdsError
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 
 __all__ = ["Counts", "Supervisor"]
 
 _BREATH_S = 0.005  # a long search leaves so much time for what comes in: the loop of a client shares our processor
-_ZOMBIES = 4  # a worker with so many hanging threads is restarted
 
 
 @dataclass(slots=True)
@@ -164,11 +161,10 @@ class Supervisor:
         self._rng = rng or random.Random(0)  # noqa: S311  # jitter is not a secret
         self._threads = threads
         self.throttle = throttle or Throttle(None, chunk_nbytes)
-        self._breaker = Breaker(policy.breaker)
+        self._health = Health(Breaker(policy.breaker), self.throttle)
         self._copies = Copies(hedge)
         self._copied = 0  # chunks in flight that are a second copy
         self._quarantine = Quarantine(policy, self._rng, plan.grid.index)
-        self._restarted: set[str] = set()
         self.paused = False
         self.draining = False
         self.holding = False
@@ -176,7 +172,6 @@ class Supervisor:
         self._held = 0  # items taken by somebody who has not handed them out yet
         self._stowed = 0  # of these, items whose credit has returned
         self._held_until: float | None = None
-        self._last_failure: Failure | None = None
         self._outbox = Outbox(ordered=ordered)
         self._running: dict[int, Running] = {}
         self._waiting = WaitingRoom()
@@ -310,8 +305,7 @@ class Supervisor:
             self._threads = max(event.threads, 1)
             out.append(Notify(ClusterChanged(now, event.workers, event.threads, event.waiting_s)))
         self._held_until = None
-        if self._abort is None and self._breaker.is_open(now):
-            self._abort = self._nothing_works()
+        self._abort = self._abort or self._health.diagnosis(now)
         if self._abort is not None:
             # The last instruction: what happened before it is told, and nothing is submitted any more.
             out.append(Abort(self._abort))
@@ -389,7 +383,6 @@ class Supervisor:
         self._batcher.observe(attempted, result.stats)
         self.throttle.settle(attempted, result.stats.bytes_stored, now)
         self._copies.observe(elapsed_s=elapsed, chunks=running.batch.count)
-        self._watch_worker(result.stats, now, out)
         if result.partial is not None:
             out.append(Fold(result.partial))
         self._settle_values(result, now, out)
@@ -401,7 +394,7 @@ class Supervisor:
             self.counts.skipped += len(result.skipped)
             self._drop(result.skipped)
             out.append(Notify(ChunksSkipped(now, encode_numbers(result.skipped), len(result.skipped))))
-        self._hear_complaints(result, now, out)
+        out.extend(self._health.hear(result, now))
         for failure in result.failures:
             self._chunk_failed(failure, now, out)
         for number in result.apart:
@@ -452,19 +445,9 @@ class Supervisor:
         out.append(self._letter(failure, why, attempts, now))
 
     def _letter(self, failure: Failure, why: str, attempts: int, now: float) -> Instruction:
-        letter = DeadLetter(
-            index=self._plan.grid.index(failure.number),
-            region=self._plan.region(failure.number),
-            attempts=attempts,
-            category=failure.category.value,
-            error_type=failure.error_type,
-            message=failure.message,
-            reason=why,
-            worker=failure.worker,
-            traceback=failure.traceback,
-            error=failure.error,
-        )
-        return Notify(ChunkDeadLettered(now, failure.number, letter))
+        number, plan = failure.number, self._plan
+        letter = DeadLetter.of(failure, plan.grid.index(number), plan.region(number), attempts, why)
+        return Notify(ChunkDeadLettered(now, number, letter))
 
     def _batch_lost(self, event: BatchLost, now: float, out: list[Instruction]) -> None:
         running = self._running.pop(event.batch, None)
@@ -487,32 +470,6 @@ class Supervisor:
                 self._bury(sentence.failure, sentence.why, now, out)
             else:
                 self._abort = self._abort or sentence.error
-
-    # -- what failures say about the world ------------------------------------------------------------
-
-    def _hear_complaints(self, result: BatchResult, now: float, out: list[Instruction]) -> None:
-        good = len(result.numbers) + len(result.filtered) + len(result.skipped)
-        categories = [failure.category for failure in result.failures]
-        self._breaker.observe(good=good, failures=categories, now=now)
-        if categories:
-            self._last_failure = result.failures[-1]
-        if Category.THROTTLED in categories and self.throttle.slow_down(now):
-            out.append(Notify(SlowedDown(now, self.throttle.requests_per_s)))
-
-    def _nothing_works(self) -> StoreError:
-        failure = self._last_failure
-        assert failure is not None
-        return StoreError(
-            f"nearly every read has failed for a while, the last with {failure.error_type}: {failure.message}. "
-            "Is the store reachable from the workers, and are the credentials valid there? "
-            "RetryPolicy(breaker=None) goes on regardless"
-        )
-
-    def _watch_worker(self, stats: BatchStats, now: float, out: list[Instruction]) -> None:
-        if stats.zombies >= _ZOMBIES and stats.worker not in self._restarted:
-            self._restarted.add(stats.worker)
-            out.append(Restart(stats.worker))
-            out.append(Notify(WorkerRetired(now, stats.worker, stats.zombies)))
 
     # -- stragglers -----------------------------------------------------------------------------------
 
