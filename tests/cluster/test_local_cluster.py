@@ -149,6 +149,30 @@ def test_two_streams_at_once_on_one_client(client: Client, url: str, leak_check:
     assert count == CHUNK_COUNT
 
 
+def test_a_handler_of_the_users_own_hears_what_it_heard_before(client: Client, url: str) -> None:
+    heard: list[Any] = []
+
+    def say(word: str) -> None:
+        client.log_event("all", word)
+        wait_until(lambda: word in heard, what="the handler to hear", timeout_s=5)
+
+    client.subscribe_topic("all", lambda event: heard.append(event[1]))
+    try:
+        say("before")
+        for _ in zds.stream_chunks(url, client=client).take(1):
+            say("during")
+        say("after")
+    finally:
+        client.unsubscribe_topic("all")
+
+
+def test_events_that_come_when_no_stream_listens_any_more_are_no_trouble(client: Client, url: str) -> None:
+    assert sum(1 for _ in zds.stream_chunks(url, client=client).take(1)) == 1
+    for topic in ("all", "worker-restart-memory"):  # as those that were on their way when the stream ended
+        client.sync(client._handle_event, topic, (0.0, {"action": "remove-worker", "worker": "tcp://nobody"}))
+    assert sum(1 for _ in zds.stream_chunks(url, client=client).take(1)) == 1
+
+
 def test_a_later_stream_does_not_starve_an_earlier_one(client: Client, url: str) -> None:
     # A window of eight keeps batches at one chunk, so that both streams send many tasks.
     def stream() -> zds.ChunkStream:
