@@ -153,8 +153,11 @@ def test_a_handler_of_the_users_own_hears_what_it_heard_before(client: Client, u
     heard: list[Any] = []
 
     def say(word: str) -> None:
-        client.log_event("all", word)
-        wait_until(lambda: word in heard, what="the handler to hear", timeout_s=5)
+        def is_heard() -> bool:
+            client.log_event("all", word)  # again and again: a subscription takes a moment
+            return word in heard
+
+        wait_until(is_heard, what="the handler to hear", timeout_s=5)
 
     client.subscribe_topic("all", lambda event: heard.append(event[1]))
     try:
