@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from distributed import Client, LocalCluster
 import zarr_dask_stream as zds
 from cluster.streaming import balanced
 from realparts.cluster import run_cluster
+from zarr_dask_stream.engine.events import Notice, WorkerRetired
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
@@ -118,3 +120,35 @@ def test_so_they_do_where_dask_lets_no_task_meet_a_second_worker(
         Client(cluster.address, set_as_default=False) as client,
     ):
         assert "its process exited with code 3" in letter_of(url, client, leave).message
+
+
+@pytest.mark.slow
+def test_a_worker_whose_threads_hang_is_started_anew(tended: Client, tmp_path: Path) -> None:
+    place = str(tmp_path / "array.zarr")
+    zarr.create_array(place, shape=(40,), chunks=(1,), dtype="i4")[:] = range(40)
+
+    def hang(chunk: zds.Chunk) -> int:
+        if chunk.index[0] < 8:
+            time.sleep(1000)
+        return os.getpid()
+
+    heard: list[Notice] = []
+    before = set(tended.run(os.getpid).values())
+    stream = zds.stream_chunks(
+        place,
+        client=tended,
+        timeout=0.2,
+        on_error="skip",
+        retry=zds.RetryPolicy(attempts=1, breaker=None),
+        callbacks=[heard.append],
+    ).map(hang)
+    assert [chunk.index[0] for chunk in stream] == list(range(8, 40))
+    assert [letter.index[0] for letter in sorted(stream.report.dead_letters, key=lambda one: one.index)] == list(
+        range(8)
+    )
+    assert {letter.category for letter in stream.report.dead_letters} == {"timeout"}
+    assert balanced(stream.report)
+    retired = [notice.worker for notice in heard if isinstance(notice, WorkerRetired)]
+    assert retired
+    tended.wait_for_workers(2, timeout=30)
+    assert before - set(tended.run(os.getpid).values()), "its process is another one"
