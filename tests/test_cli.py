@@ -87,12 +87,12 @@ def corrupt(url: str) -> str:
 
 def test_help_names_the_commands_and_the_exit_codes() -> None:
     text = run("--help").stdout
-    for word in ("demo", "info", "stats", "verify", "run", "bench", "Exit codes: 0", "130 interrupted"):
+    for word in ("demo", "info", "stats", "verify", "copy", "run", "bench", "Exit codes: 0", "130 interrupted"):
         assert word in text
     assert "..." not in text.split("Commands:")[1]  # no sentence is cut
 
 
-@pytest.mark.parametrize("name", ["demo", "info", "stats", "verify", "run", "bench"])
+@pytest.mark.parametrize("name", ["demo", "info", "stats", "verify", "copy", "run", "bench"])
 def test_each_command_explains_itself(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0

@@ -282,6 +282,11 @@ class ChunkStream(Generic[T_co]):
         return self._options.spec
 
     @property
+    def target(self) -> ArraySpec | None:
+        """The array that ``.to_zarr(...)`` writes to, as it is or will be; None without."""
+        return None if self._options.sink is None else self._options.sink.spec
+
+    @property
     def dims(self) -> tuple[str | None, ...] | None:
         """Names of the axes of ``chunk.index`` and ``chunk.region``, or None where they have none."""
         o = self._options

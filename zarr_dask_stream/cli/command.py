@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from zarr_dask_stream.cli.bench import bench
+from zarr_dask_stream.cli.copy import copy
 from zarr_dask_stream.cli.demo import demo
 from zarr_dask_stream.cli.info import info
 from zarr_dask_stream.cli.interrupt import Terminated, heed_termination
@@ -131,7 +132,7 @@ def zds() -> None:
     """  # noqa: D301  # \b tells click to keep the lines as they are
 
 
-for _command in (demo, info, stats, verify, run, bench):
+for _command in (demo, info, stats, verify, copy, run, bench):
     zds.add_command(_command)
 
 

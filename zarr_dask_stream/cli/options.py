@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from types import EllipsisType
@@ -30,6 +30,7 @@ __all__ = [
     "StoreRequest",
     "StreamRequest",
     "checkpoint_option",
+    "collect_options",
     "letter_options",
     "output_options",
     "progress_option",
@@ -95,28 +96,32 @@ class StreamRequest(StoreRequest):
         where = self.where if only_failed is None else only_failed.condition(spec, self.where)
         if letters is not None:
             letters.begin(spec)
+        observers = [] if letters is None else [letters]
         with nullcontext(client) if client is not None else cluster(self.scheduler, self.workers) as lent:
-            yield stream_chunks(
-                self.url,
-                path=self.path,
-                storage_options=self.storage_options,
-                client=lent,
-                region=self.region,
-                where=where,
-                concurrency=self.concurrency,
-                max_bytes=self.max_bytes,
-                retry=RetryPolicy(attempts=self.retries + 1),
-                timeout=self.timeout,
-                rate_limit=self.rate_limit,
-                hedge=Hedge() if self.hedge else None,
-                on_error="skip",
-                progress=self.progress,
-                checkpoint=self._ledger(checkpoint),
-                callbacks=[self.drain, *([] if letters is None else [letters])],
-                **options,
-            )
+            ledger = self.ledger(checkpoint)
+            yield self.stream(lent, where=where, checkpoint=ledger, callbacks=observers, **options)
 
-    def _ledger(self, url: str | None) -> Checkpoint | None:
+    def stream(self, client: Any, *, callbacks: Sequence[Any] = (), **options: Any) -> ChunkStream:
+        """Describe the stream, on the cluster of a client."""
+        return stream_chunks(
+            self.url,
+            path=self.path,
+            storage_options=self.storage_options,
+            client=client,
+            region=self.region,
+            concurrency=self.concurrency,
+            max_bytes=self.max_bytes,
+            retry=RetryPolicy(attempts=self.retries + 1),
+            timeout=self.timeout,
+            rate_limit=self.rate_limit,
+            hedge=Hedge() if self.hedge else None,
+            on_error="skip",
+            progress=self.progress,
+            callbacks=[self.drain, *callbacks],
+            **{"where": self.where, **options},
+        )
+
+    def ledger(self, url: str | None) -> Checkpoint | None:
         """Return the place of the ledger; on the kind of store that the array is on, it takes the same options."""
         if url is None:
             return None
@@ -167,7 +172,7 @@ def _parse_rate(text: str) -> RateLimit:
         raise UsageError(f"expected chunks or bytes for a time, such as {example}, got {text!r}") from None
 
 
-def _collect_options(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
+def collect_options(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
     """Turn K=V into options, ``a.b=V`` into nested ones. Values may be secrets: none is ever quoted."""
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -211,7 +216,7 @@ _STORE: list[Callable[[Command], Command]] = [
         "storage_options",
         multiple=True,
         metavar="K=V",
-        callback=_collect_options,
+        callback=collect_options,
         help="Option for the file system of the URL; may be repeated. V is JSON or else text; a dotted K nests: "
         "client_kwargs.endpoint_url=http://host:9000. Other users of this host can see it: give secrets through "
         "the environment or the provider's own files.",

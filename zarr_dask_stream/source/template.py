@@ -147,11 +147,26 @@ def _mask(spec: ArraySpec, attributes: dict[str, Any], version: int) -> dict[str
     if version == 3:
         coded = None if spec.fill_value is None else _coded(spec.fill)
         return {} if coded is None else {"attributes": {**attributes, "_FillValue": coded}}
-    without = {name: value for name, value in attributes.items() if name != "_FillValue"}
     if "_FillValue" not in attributes:
         # Without a value for what is not stored, zeros are read, and nothing is masked.
         return {"fill_value": None} if not spec.fill.dtype.hasobject and spec.fill == spec.fill.dtype.type() else {}
-    return {"attributes": without} if attributes["_FillValue"] == _coded(spec.fill) else {}
+    fill = _decoded(attributes["_FillValue"], spec.dtype)
+    if fill is None:
+        return {}
+    without = {name: value for name, value in attributes.items() if name != "_FillValue"}
+    return {"attributes": without, "fill_value": fill}
+
+
+def _decoded(coded: Any, dtype: np.dtype[Any]) -> Any:
+    """Read a fill value as xarray writes it into attributes of version 3; None where it is something else."""
+    with contextlib.suppress(TypeError, ValueError, struct.error, OverflowError):
+        if dtype.kind == "f" and isinstance(coded, str):
+            return dtype.type(struct.unpack("<d", base64.standard_b64decode(coded))[0])
+        if dtype.kind in "iub" and isinstance(coded, int):
+            return dtype.type(coded)
+        if dtype.kind == "U" and isinstance(coded, str):
+            return coded
+    return None
 
 
 def _coded(fill: Any) -> Any:
