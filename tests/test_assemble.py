@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
@@ -32,6 +32,7 @@ class Counting(dict[str, Any]):
         return super().__getitem__(key)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_boxes_hold_what_the_array_holds(data: st.DataObject) -> None:
     shape = tuple(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)))

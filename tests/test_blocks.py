@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
@@ -26,6 +26,7 @@ def test_boxes_of_whole_chunks_need_each_chunk_once() -> None:
     assert not Blocks.of(spec_of((10, 9), (2, 3)), (3, 9)).whole
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_touches_a_chunk_is_what_needs_it(data: st.DataObject) -> None:
     """Listing finds at least the boxes that read a chunk, neighbours and wrapped edges included."""

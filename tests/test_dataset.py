@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import zarr
 from distributed import Client, LocalCluster
 
 import zarr_dask_stream as zds
+from realparts.fault_proxy import FaultProxy, Faults
+from realparts.http_files import HttpStore
 from realparts.s3 import S3Server
 
 TIMES, LATS, LONS = 10, 6, 8
@@ -260,6 +263,22 @@ def test_bad_input_is_refused_before_any_work(folder: Path, given: dict[str, Any
         zds.stream_dataset(folder, **given)
     with pytest.raises(TypeError, match="no_such_option"):
         zds.stream_dataset(folder, no_such_option=1)
+
+
+def test_over_a_road_that_breaks(http_store: HttpStore, fault_proxy: Callable[..., FaultProxy]) -> None:
+    """Chunks of coordinates are tried again too, one by one: of ten that are read, three fail at first."""
+    fill(zarr.create_group(http_store.directory / "data"))
+    proxy = fault_proxy(http_store.url, seed=3)
+    proxy.set(Faults(slow_down=0.15, reset=0.1, truncate=0.05, match="/c/"))
+    eager = zds.RetryPolicy(attempts=12, corrupt_attempts=12, wait_initial=0.02, wait_max=0.2)
+    stream = zds.stream_dataset(f"{proxy.url}/data", ["t2m", "rain", "weight"], retry=eager, concurrency=1)
+    check(stream)
+    labels = stream._options.labels
+    assert labels is not None
+    np.testing.assert_array_equal(labels.coords["time"][1], np.arange(TIMES) * 10)
+    proxy.set(Faults(slow_down=1, match="/lat/c/"))
+    with pytest.raises(zds.StoreError, match=r"coordinate .*/lat can't be read"):
+        zds.stream_dataset(f"{proxy.url}/data", ["t2m"])
 
 
 def test_lengths_that_differ(folder: Path) -> None:

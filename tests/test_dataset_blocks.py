@@ -215,3 +215,54 @@ def test_an_item_of_several_arrays_is_no_array() -> None:
     assert repr(item) == "Chunk(index=(0,), region=[0:3], data=Variables(a=int64[3]))"
     with pytest.raises(KeyError):
         item.part("b")
+
+
+class Flaky(dict[str, Any]):
+    """A store that refuses each chunk so many times before it gives it."""
+
+    def __init__(self, content: dict[str, Any], refusals: int, error: Exception) -> None:
+        super().__init__(content)
+        self.refusals, self.error = refusals, error
+        self.asked: collections.Counter[str] = collections.Counter()
+
+    def __getitem__(self, key: str) -> Any:
+        if "c/" in key:
+            self.asked[key] += 1
+            if self.asked[key] <= self.refusals:
+                raise self.error
+        return super().__getitem__(key)
+
+
+def flaky(tmp_path: Path, refusals: int, error: Exception) -> Flaky:
+    array = zarr.create_array(tmp_path, shape=(50,), chunks=(1,), dtype="i4", fill_value=-1)
+    array[:] = np.arange(50)
+    content = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    return Flaky(content, refusals, error)
+
+
+def test_what_failed_of_a_box_is_read_again_and_nothing_else(tmp_path: Path) -> None:
+    """Read again as a whole, a box of fifty chunks that each fail once would come at the fifty-first try."""
+    store = flaky(tmp_path, 1, ConnectionResetError(104, "reset"))
+    stream = zds.stream_chunks(store, concurrency=1).rechunk(-1)
+    assert [chunk.data.tolist() for chunk in stream] == [list(range(50))]
+    assert set(store.asked.values()) == {2}
+    assert stream.report.retries == 50
+
+
+@pytest.mark.parametrize(("attempts", "asked"), [(1, 1), (2, 4), (3, 9)])
+def test_tries_within_a_box_are_bounded(tmp_path: Path, attempts: int, asked: int) -> None:
+    store = flaky(tmp_path, 99, ConnectionResetError(104, "reset"))
+    retry = zds.RetryPolicy(attempts=attempts, wait_initial=0.001, wait_max=0.001)
+    stream = zds.stream_chunks(store, concurrency=1, retry=retry, on_error="skip").rechunk(-1)
+    assert list(stream) == []
+    assert set(store.asked.values()) == {asked}
+    assert stream.report.dead_letters[0].attempts == attempts
+
+
+def test_a_store_that_asks_for_less_within_a_box_is_heard(tmp_path: Path) -> None:
+    store = flaky(tmp_path, 1, OSError("SlowDown: Please reduce your request rate."))
+    events: list[str] = []
+    stream = zds.stream_chunks(store, concurrency=1, callbacks=[lambda event: events.append(type(event).__name__)])
+    assert len(list(stream.rechunk(25))) == 2
+    assert "SlowedDown" in events
+    assert stream.report.dead_lettered == 0

@@ -19,12 +19,12 @@ from zarr_dask_stream.engine.retry import classify
 from zarr_dask_stream.errors import StoreError, UsageError
 from zarr_dask_stream.source.aligned import Named, align, check_spanned, parse_named_region
 from zarr_dask_stream.source.array import ArraySpec
-from zarr_dask_stream.source.assemble import read_blocks
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.chunk import Chunk, Variables
 from zarr_dask_stream.source.grid import Region
 from zarr_dask_stream.source.group import Group, guess
 from zarr_dask_stream.source.labels import Label, Labels, hidden, label_of
+from zarr_dask_stream.source.reader import read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan
 from zarr_dask_stream.source.traced import Traced, is_loaded, trace
 from zarr_dask_stream.stages.transform import Decode
@@ -37,9 +37,15 @@ Shipped = dict[str, tuple[Label, Values]]
 
 # A coordinate up to this size goes along with the stream; a larger one is read with the items.
 _SMALL_BYTES = 1 << 24
-_TRIES = 5
-_WAIT_S = 0.1
-_PASSING = frozenset({Category.TRANSIENT, Category.THROTTLED, Category.TIMEOUT, Category.CREDENTIALS})
+# How often a chunk of one is tried, by what went wrong; nothing else is tried again.
+_TRIES = {
+    Category.TRANSIENT: 8,
+    Category.THROTTLED: 8,
+    Category.TIMEOUT: 3,
+    Category.CREDENTIALS: 2,
+    Category.CORRUPT: 2,
+}
+_WAIT_S = 0.02  # before the second try, twice as long before each further one
 # What an encoding says about the way of storing, not about the values.
 _STORAGE = {"chunks", "preferred_chunks", "shards", "compressors", "filters", "serializer", "source", "original_shape"}
 
@@ -195,20 +201,25 @@ def read_box(spec: ArraySpec, region: Region) -> Values:
     StoreError
         If it can't be read.
     """
-    blocks = Blocks.of(spec, [max(n, 1) for n in spec.shape])
-    if not len(blocks.grid):
-        return np.empty(tuple(part.stop - part.start for part in region), spec.dtype)
-    problem: Exception | None = None
-    for attempt in range(_TRIES):
+    plan = ChunkPlan(spec.grid, region)
+    out = np.empty(tuple(part.stop - part.start for part in region), spec.dtype)
+    out[...] = spec.fill
+    left, attempt = list(plan), 0
+    while left:
         if attempt:
             time.sleep(_WAIT_S * 2**attempt)
-        (read,) = read_blocks(blocks, ChunkPlan(blocks.grid, region), [0])
-        if read.data is not None:
-            return read.data
-        problem = read.error
-        if problem is None or classify(problem) not in _PASSING:
-            break
-    raise StoreError(f"coordinate {spec.url} can't be read: {problem}") from problem
+        attempt += 1
+        failed = []
+        for read in read_chunks(spec, left, box=region, fill=False):
+            if read.error is not None:
+                failed.append(read.number)
+                if attempt >= _TRIES.get(classify(read.error), 1):
+                    raise StoreError(f"coordinate {spec.url} can't be read: {read.error}") from read.error
+            elif read.data is not None:
+                places = zip(plan.region(read.number), region, strict=True)
+                out[tuple(slice(p.start - r.start, p.stop - r.start) for p, r in places)] = read.data
+        left = failed
+    return out
 
 
 # -- from xarray ----------------------------------------------------------------------------------

@@ -114,7 +114,11 @@ class Failure:
 
 @dataclass(slots=True)
 class BatchStats:
-    """Where the time of one batch went on its worker, seconds and bytes."""
+    """Where the time of one batch went on its worker, seconds and bytes.
+
+    `again` counts chunks of boxes that were read again within the batch, `throttled` those of them for which
+    the store had asked for less.
+    """
 
     setup_s: float = 0.0
     fetch_s: float = 0.0
@@ -129,6 +133,8 @@ class BatchStats:
     worker: str = ""
     zombies: int = 0
     hedges: int = 0
+    again: int = 0
+    throttled: int = 0
     filled: int = 0
 
 

@@ -44,7 +44,8 @@ class Health:
         out = self._watch(result.stats, now)
         if categories:
             self._last = result.failures[-1]
-        if Category.THROTTLED in categories and self._throttle.slow_down(now):
+        throttled = Category.THROTTLED in categories or result.stats.throttled > 0
+        if throttled and self._throttle.slow_down(now):
             out.append(Notify(SlowedDown(now, self._throttle.requests_per_s)))
         return out
 

@@ -43,6 +43,8 @@ from zarr_dask_stream.stages.transform import Filter, Map, Outcome, Pipeline, St
 __all__ = ["Work", "run_batch", "run_guarded", "zombies"]
 
 _LOOK_S = 0.5  # how often a batch under way is looked at; called back, it has so long to end by itself
+_TRIES_WITHIN = 3  # of one chunk of a box, before the stream judges the box
+_PASSING = frozenset({Category.TRANSIENT, Category.THROTTLED, Category.CORRUPT})
 _GRACE_S = 2.0  # beyond the reader's own timeout, before a silent thread is given up
 _REFRESH_EVERY_S = 30.0  # expired credentials are renewed once for all chunks that trip over them
 _zombies: list[threading.Thread] = []
@@ -186,11 +188,24 @@ class _Run:
         if work.blocks is not None:
             # What is only cut up again for a target need not be put together before.
             apart = work.sink is not None and not work.stages and not work.blocks.named and work.blocks.whole
-            return (read_mosaics if apart else read_blocks)(
-                work.blocks, self._plan, self.numbers, missing=work.missing, on_read=self._mark, **options
-            )
+            options |= {"missing": work.missing, "on_read": self._mark}
+            if apart:
+                return read_mosaics(work.blocks, self._plan, self.numbers, **options)
+            return read_blocks(work.blocks, self._plan, self.numbers, again=self._again, **options)
         box = None if self._plan.whole else work.box
         return read_chunks(work.spec, self.numbers, box=box, fill=work.missing == "fill", **options)
+
+    def _again(self, error: Exception, tried: int) -> bool:
+        """Whether one of the chunks of a box is read again, before the stream judges the box as a whole."""
+        category, retry, stats = classify(error), self.work.retry, self.result.stats
+        allowed = min(retry.attempts, _TRIES_WITHIN) if category in _PASSING else 1
+        if category is Category.CORRUPT:
+            allowed = min(allowed, retry.corrupt_attempts)
+        if tried >= allowed:
+            return False
+        stats.again += 1
+        stats.throttled += category is Category.THROTTLED
+        return True
 
     def _mark(self) -> None:
         self.marked = time.perf_counter()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.errors import MissingChunkError
+from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks, Member
 from zarr_dask_stream.source.chunk import Variables
 from zarr_dask_stream.source.finisher import ChunkRead
@@ -46,6 +47,7 @@ def read_blocks(
     *,
     missing: Missing = "fill",
     on_read: Callable[[], None] | None = None,
+    again: Callable[[Exception, int], bool] | None = None,
     **options: Any,
 ) -> Iterator[ChunkRead]:
     """Read boxes.
@@ -63,6 +65,9 @@ def read_blocks(
         is then its error). Coordinates don't count. What is not stored of a box is the fill value.
     on_read : callable, optional
         Called after each chunk: a box of many chunks is no hung one.
+    again : callable, optional
+        Asked with an error and how often a chunk was tried: whether to read it again, after the others. A box
+        that can only be read again as a whole hardly ever succeeds, where each of its many chunks may fail.
     **options
         As `read_chunks` takes them: timeout, concurrency, hedge, stopped.
 
@@ -97,14 +102,15 @@ def read_blocks(
         for at, (_, member) in enumerate(blocks.members):
             # In the order in which boxes need them: the first box is complete first.
             order = [c for box in waiting for c in sorted(box.waits[at]) if needed[at][c][0] is box]
-            reads = read_chunks(member.spec, order, fill=False, **options)
-            stack.callback(_close, reads)
-            sources.append(reads)
+            alone = all(box.chunks <= 1 for box in waiting)  # the stream tries such boxes again itself
+            source = _Source(member.spec, order, None if alone else again, options)
+            stack.callback(source.close)
+            sources.append(source)
         while waiting:
             box = waiting[0]
-            for at, reads in enumerate(sources):
+            for at, source in enumerate(sources):
                 while box.waits[at]:
-                    read = next(reads, None)
+                    read = source.next()
                     if read is None:
                         return  # the reading was stopped
                     if on_read is not None:
@@ -113,10 +119,40 @@ def read_blocks(
             yield _finish(blocks, waiting.popleft(), missing)
 
 
-def _close(reads: Iterator[ChunkRead]) -> None:
-    close = getattr(reads, "close", None)
-    if close is not None:
-        close()
+class _Source:
+    """The chunks of one array, those that failed read again after the others."""
+
+    def __init__(
+        self,
+        spec: ArraySpec,
+        order: list[int],
+        again: Callable[[Exception, int], bool] | None,
+        options: dict[str, Any],
+    ) -> None:
+        self._spec, self._again, self._options = spec, again, options
+        self._reads = read_chunks(spec, order, fill=False, **options)
+        self._failed: list[int] = []
+        self._tried: dict[int, int] = defaultdict(int)
+
+    def next(self) -> ChunkRead | None:
+        """Return the next chunk; None where the reading was stopped."""
+        while True:
+            read = next(self._reads, None)
+            if read is None:
+                stopped = self._options.get("stopped")
+                if not self._failed or (stopped is not None and stopped()):
+                    return None
+                self._reads = read_chunks(self._spec, self._failed, fill=False, **self._options)
+                self._failed = []
+                continue
+            self._tried[read.number] += 1
+            if read.error is None or self._again is None or not self._again(read.error, self._tried[read.number]):
+                return read
+            self._failed.append(read.number)
+
+    def close(self) -> None:
+        """Let go of what is under way."""
+        self._reads.close()
 
 
 def _spread(blocks: Blocks, at: int, read: ChunkRead, boxes: list[_Open]) -> None:

@@ -161,6 +161,8 @@ def _trace(variable: Any) -> Traced:
 def _explain(kind: str) -> str:
     if "Vectorized" in kind:
         return "its axes were reordered, or points of it picked"
+    if kind in _LOADED:
+        return "its values are in memory"
     if kind == "StackedBytesArray":
         return "its characters were joined to strings (open it with concat_characters=False)"
     return f"there is a {kind} where a Zarr array was expected"

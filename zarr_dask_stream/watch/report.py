@@ -138,6 +138,7 @@ class Report(Callback):
             return
         self.batches += 1
         self.hedges += stats.hedges
+        self.retries += stats.again
         self.filled_missing += stats.filled
         self.bytes_stored += stats.bytes_stored
         self.bytes_decoded += stats.bytes_decoded
