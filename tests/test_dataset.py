@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import xarray as xr
@@ -73,6 +75,26 @@ def test_items_hold_the_same_box_of_all_arrays(folder: Path) -> None:
     assert stream.dims == ("time", "lat", "lon")
     assert stream._options.plan.grid.chunks == (6, 6, 8)
     check(stream)
+
+
+SOURCES: dict[str, Callable[[Path], Any]] = {
+    "text": str,
+    "path": Path,
+    "URL": lambda folder: folder.as_uri(),
+    "group": lambda folder: zarr.open_group(folder, mode="r"),
+    "store": lambda folder: zarr.storage.LocalStore(folder, read_only=True),
+    "mapper": lambda folder: fsspec.get_mapper(str(folder)),
+    "zip": lambda folder: shutil.make_archive(str(folder), "zip", folder),
+    "mapping": lambda folder: {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_a_group_can_be(folder: Path, kind: str) -> None:
+    source = SOURCES[kind](folder)
+    check(zds.stream_dataset(source, ["t2m", "rain", "weight"], concurrency=1))
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -144,6 +166,16 @@ def test_stages(folder: Path) -> None:
     assert [item.data["t2m"].shape for item in whole] == [T2M.shape]
     with pytest.raises(zds.UsageError, match="dimension 'tim', which none of the arrays has; did you mean 'time'"):
         stream.rechunk({"tim": 1})
+
+
+def test_items_that_go_to_several_consumers(folder: Path) -> None:
+    """What is the same memory for all can't be written to, and is labelled all the same."""
+    left, right = zds.stream_dataset(folder, ["t2m"], concurrency=2).share(2, "broadcast")
+    with left, right:
+        one, other = next(iter(left)), next(iter(right))
+        assert one.data is not other.data
+        assert not one.data["t2m"].flags.writeable
+        xr.testing.assert_identical(one.to_xarray(), other.to_xarray())
 
 
 def test_windows_along_a_dimension(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.chunk import Chunk, Variables
 
 __all__ = ["Broadcast", "Dispatch", "OnDemand", "Partition", "Receipts"]
 
@@ -205,11 +205,7 @@ class Broadcast(Dispatch):
 
     def _hand(self, held: _Copies) -> Chunk:
         self._drop(held)
-        data = held.chunk.data
-        if isinstance(data, np.ndarray):
-            data = data.view()
-            data.flags.writeable = False
-        return held.chunk.with_data(data)
+        return held.chunk.with_data(_guarded(held.chunk.data), as_read=True)
 
     def _drop(self, held: _Copies) -> None:
         held.count -= 1
@@ -219,6 +215,17 @@ class Broadcast(Dispatch):
     def _pass_on(self, held: deque[Any]) -> None:
         for copies in held:
             self._drop(copies)
+
+
+def _guarded(data: Any) -> Any:
+    """Return views of arrays that can't be written to; what is no array as it is."""
+    if isinstance(data, Variables):
+        arrays, coords = ({name: _guarded(one) for name, one in some.items()} for some in (data, data.coords))
+        return Variables(arrays, axes=data.axes, coords=coords)
+    if isinstance(data, np.ndarray):
+        data = data.view()
+        data.flags.writeable = False
+    return data
 
 
 @dataclass(slots=True)
