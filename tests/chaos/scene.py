@@ -108,11 +108,15 @@ def pausing(seconds: float) -> Any:
 
 
 class Reaper:
-    """Kills a worker that has joined, chosen by a seed, again and again; a new one is started for each."""
+    """Kills a worker that has joined, chosen by a seed, again and again; a new one is started for each.
+
+    The next one has time until all are there again: on a busy machine none would live long enough to do anything.
+    """
 
     def __init__(self, cluster: TcpCluster, client: Client, *, seed: int, every_s: float = 1.5) -> None:
         self._cluster = cluster
         self._client = client
+        self._strength = len(cluster.worker_pids)
         self._rng = random.Random(seed)
         self._every_s = every_s
         self._end = threading.Event()
@@ -140,7 +144,7 @@ class Reaper:
 
     def _kill_one(self) -> None:
         joined = self._joined()
-        if joined:
+        if len(joined) >= self._strength:
             self._rng.choice(joined).kill()
             self.kills += 1
             self._cluster.add_worker()
