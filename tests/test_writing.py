@@ -147,11 +147,17 @@ def test_what_is_not_whole_lies_aside(tmp_path: Path) -> None:
     store.put("c/0", b"1", aside="aside")
     assert sorted(store.list_prefix("")) == ["c/0"]
     assert list((tmp_path / "aside").iterdir()) == []
+    assert store.is_prepared("aside")
+    store.discard("aside")
+    assert not store.is_prepared("aside")
+    with pytest.raises(OSError, match=r"writing c/1 of .*No such file or directory"):
+        store.put("c/1", b"1", aside="aside")
 
 
 def test_a_write_that_fails_leaves_nothing_but_what_was_there(tmp_path: Path) -> None:
     store = LocalFiles(str(tmp_path), str(tmp_path))
     store.put("c", b"file")
+    store.prepare("aside")
     with pytest.raises(OSError, match=r"writing c/0 of .*: (Not a directory|File exists)"):
         store.put("c/0", b"1", aside="aside")
     (tmp_path / "d" / "0").mkdir(parents=True)
@@ -164,6 +170,7 @@ def test_a_write_that_fails_leaves_nothing_but_what_was_there(tmp_path: Path) ->
 def test_readers_never_see_a_part(tmp_path: Path) -> None:
     """While one key is written over and over, whoever reads it gets one value whole."""
     store = LocalFiles(str(tmp_path), str(tmp_path))
+    store.prepare("aside")
     values = [bytes([n]) * 200_000 for n in range(4)]
     store.put("c/0", values[0])
     stop = threading.Event()
@@ -189,7 +196,7 @@ def test_a_folder_is_cleared_without_following_links(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("kept")
     store = LocalFiles(str(tmp_path), str(tmp_path / "store"))
-    store.put("a/zarr.json", b"{}", aside="a")
+    store.put("a/zarr.json", b"{}")
     (tmp_path / "store" / "a" / "c").symlink_to(elsewhere)
     store.clear("a", ["zarr.json"])
     assert list(store.list_prefix("")) == []

@@ -445,12 +445,15 @@ class Run:
             made = None if self._ledger is None else self._ledger.notes.get(_TARGET)
             if target.exists or made == _MADE:
                 target.check_same()
-                return
-            if made is None:
-                target.check_free()
-            self._note_target(_BEGUN)  # before anything of it is there: what is found later is known to be ours
-            target.create()
-            self._note_target(_MADE)
+            else:
+                if made is None:
+                    target.check_free()
+                self._note_target(_BEGUN)  # before anything of it is there: what is found later is known to be ours
+                target.create()
+                self._note_target(_MADE)
+            if self._options.sink is not None:
+                self._options.sink.tidy()
+                self._options.sink.prepare()
         except BaseException as error:
             self._close_ledger()
             if isinstance(error, OSError) and not isinstance(error, StoreError):
@@ -585,7 +588,8 @@ def _numbers(chunks: Iterable[Chunk]) -> list[int]:
 
 def _batch_limits(options: Options) -> BatchLimits:
     # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
-    target_s = _LOCAL_TASK_S if options.spec.store.kind in _LOCAL_KINDS else _REMOTE_TASK_S
+    stores = [options.spec.store, *([] if options.sink is None else [options.sink.spec.store])]
+    target_s = _LOCAL_TASK_S if all(store.kind in _LOCAL_KINDS for store in stores) else _REMOTE_TASK_S
     limits = BatchLimits(target_s=target_s)
     sizes = [stage.rule.size for stage in options.stages if isinstance(stage, MapBatch)]
     window = None if options.fold is None else options.fold.window

@@ -20,7 +20,7 @@ from distributed import Client
 from zarr.storage import FsspecStore, MemoryStore
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNKS, SHAPE, assemble, slowly, write_array
+from cluster.streaming import CHUNKS, SHAPE, assemble, pattern, slowly, write_array
 from realparts.cluster import TcpCluster
 from zarr_dask_stream import errors
 
@@ -252,3 +252,28 @@ def test_a_function_whose_module_the_workers_lack(
     write_array(str(tmp_path / "array.zarr"))
     with pytest.raises(zds.ClusterError, match="only_on_the_client"):
         list(zds.stream_chunks(str(tmp_path / "array.zarr")).map(only_on_the_client.double))
+
+
+# -- targets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("stale", [False, True], ids=["nothing there", "the same array there"])
+def test_a_disk_of_the_workers_own_is_refused(
+    start_tcp_cluster: StartCluster, mounts: Mounts, tmp_path: Path, stale: bool
+) -> None:
+    """Under the name of the target the worker has a disk of its own, perhaps with the same array on it."""
+    write_array(tmp_path / "source")
+    shared, other = tmp_path / "shared", tmp_path / "other"
+    shared.mkdir()
+    other.mkdir()
+    if stale:
+        zds.stream_chunks(tmp_path / "source", concurrency=1).to_zarr(other / "target").run()
+    mount = f"mount --bind {shlex.quote(str(other))} {shlex.quote(str(shared))}"
+    cluster = start_tcp_cluster(workers=1, python=mounts.python(mount))
+    with Client(cluster.address, set_as_default=False) as client:
+        stream = zds.stream_chunks(tmp_path / "source", client=client).to_zarr(shared / "target")
+        with pytest.raises(errors.StoreNotVisibleError, match="is not the target that" if stale else "is not what the"):
+            stream.run()
+    if stale:
+        assert (np.asarray(zarr.open_array(other / "target")[:]) == pattern()).all()

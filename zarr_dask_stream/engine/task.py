@@ -123,6 +123,8 @@ class _Run:
         try:
             for spec in self.work.specs():
                 check_visible(spec)
+            if self.work.sink is not None:
+                self.work.sink.check()
         except Exception as error:  # noqa: BLE001  # whatever it is, it is the outcome of every chunk
             self._all_failed(error)
         else:

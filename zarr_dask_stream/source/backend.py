@@ -111,7 +111,7 @@ class ByteStore(ABC):
     def put(self, key: str, data: Any, *, aside: str = "") -> None:  # noqa: ARG002  # for those that can be written to
         """Store the bytes `data` under `key`, whole or not at all.
 
-        `aside` is a folder of the store for what is not whole yet, where the store needs one.
+        `aside` is a folder for what is not whole yet, made by `prepare`, where the store needs one.
 
         Raises
         ------
@@ -131,8 +131,15 @@ class ByteStore(ABC):
         self.remove(key for key in self.list_prefix(prefix) if key not in late)
         self.remove(late)
 
-    def discard(self, folder: str) -> None:  # noqa: B027  # most stores need no such folder
-        """Remove a folder that `put` has had for what was not whole yet, if it is there."""
+    def prepare(self, folder: str) -> None:  # noqa: B027  # most stores need no such folder
+        """Make a folder for what `put` has aside."""
+
+    def is_prepared(self, folder: str) -> bool:  # noqa: ARG002  # as above
+        """Whether the folder that `prepare` has made is seen here, too."""
+        return True
+
+    def discard(self, folder: str) -> None:  # noqa: B027  # as above
+        """Remove such a folder and what is in it, if it is there."""
 
     def size(self, key: str) -> int | None:
         """Return the length of the value of `key`, bytes, or None."""

@@ -152,7 +152,9 @@ class LocalFiles(ByteStore):
         folder = self._path(aside) if aside else os.path.dirname(path)  # noqa: PTH120  # as above
         temporary = f"{folder}/{_PREFIX}{_this_process(os.getpid())}-{next(_serial)}"
         try:
-            self._write(temporary, folder, data)
+            if not aside:
+                os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
+            self._write(temporary, data)
             try:
                 os.replace(temporary, path)  # noqa: PTH105  # as above
             except FileNotFoundError:
@@ -163,13 +165,8 @@ class LocalFiles(ByteStore):
                 os.unlink(temporary)  # noqa: PTH108  # as above
             raise OSError(error.errno, f"writing {key} of {self.url}: {error.strerror}") from error
 
-    def _write(self, path: str, folder: str, data: Any) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        try:
-            fd = os.open(path, flags, 0o666)
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103  # as above
-            fd = os.open(path, flags, 0o666)
+    def _write(self, path: str, data: Any) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
             rest = memoryview(data).cast("B")
             while rest:
@@ -192,6 +189,14 @@ class LocalFiles(ByteStore):
             elif entry.name not in late:
                 os.unlink(entry.path)  # noqa: PTH108  # as above
         self.remove(f"{prefix}/{name}" if prefix else name for name in late)
+
+    def prepare(self, folder: str) -> None:
+        """Make a folder."""
+        os.makedirs(self._path(folder), exist_ok=True)  # noqa: PTH103  # as above
+
+    def is_prepared(self, folder: str) -> bool:
+        """Whether there is such a folder."""
+        return os.path.isdir(self._path(folder))  # noqa: PTH112  # as above
 
     def discard(self, folder: str) -> None:
         """Remove a folder and what is in it."""

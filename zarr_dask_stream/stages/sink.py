@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.errors import StoreNotVisibleError, UsageError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Index, Region
 from zarr_dask_stream.source.mosaic import Mosaic
+from zarr_dask_stream.source.store import here
 from zarr_dask_stream.source.writer import ArrayWriter, Verify, cast_exactly, is_castable
 
 __all__ = ["Placement", "Sink"]
@@ -114,6 +115,28 @@ class Sink:
             stopped=stopped,
             mark=mark,
         )
+
+    def prepare(self) -> None:
+        """Make the place for unfinished files, on the client: workers know by it that they see the same target."""
+        if self.aside:
+            self.spec.store.open().prepare(self.aside)
+
+    def check(self) -> None:
+        """Make sure, on a worker, that this is the target that the client has prepared.
+
+        An array of the same kind under the same name, on a disk of the worker's own, would take it all silently.
+
+        Raises
+        ------
+        StoreNotVisibleError
+            If it is another one.
+        """
+        if self.aside and not self.spec.store.open().is_prepared(self.aside):
+            raise StoreNotVisibleError(
+                f"{self.spec.url} as it is seen on {here()} is not the target that the client has made ready: what is "
+                "written here would not be found there. Put it where every worker reaches it under the same name (a "
+                "shared disk, s3://), or run the workers on the client's host"
+            )
 
     def tidy(self) -> None:
         """Remove what unfinished files may have been left aside."""
