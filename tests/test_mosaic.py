@@ -114,3 +114,25 @@ def test_each_chunk_is_read_once() -> None:
     assert len(list(read_mosaics(blocks, plan, list(plan)))) == 2
     chunks = store.keys() - {"zarr.json"}
     assert {key: reads[key] for key in chunks} == dict.fromkeys(chunks, 1)
+
+
+def test_what_fails_of_a_box_is_read_again_by_itself() -> None:
+    class Shaky(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            reads[key] += 1
+            if key == "c/0/1" and reads[key] == 1:
+                raise ConnectionResetError(104, "reset")
+            return super().__getitem__(key)
+
+    reads: collections.Counter[str] = collections.Counter()
+    store: dict[str, Any] = {}
+    data = np.arange(1, 25).reshape(4, 6)
+    array_in(store, data, chunks=(1, 3))
+    target: dict[str, Any] = {}
+    retry = zds.RetryPolicy(attempts=3, wait_initial=0.01)
+    stream = zds.stream_chunks(Shaky(store), concurrency=1, retry=retry).to_zarr(target, chunks=(2, 6))
+    report = stream.run()
+    assert (read(target) == data).all()
+    chunks = {key: count for key, count in reads.items() if key.startswith("c/")}
+    assert chunks == {key: 1 + (key == "c/0/1") for key in store if key.startswith("c/")}
+    assert (report.emitted, report.retries) == (2, 1)

@@ -190,10 +190,8 @@ class _Run:
         if work.blocks is not None:
             # What is only cut up again for a target need not be put together before.
             apart = work.sink is not None and not work.stages and not work.blocks.named and work.blocks.whole
-            options |= {"missing": work.missing, "on_read": self._mark}
-            if apart:
-                return read_mosaics(work.blocks, self._plan, self.numbers, **options)
-            return read_blocks(work.blocks, self._plan, self.numbers, again=self._again, **options)
+            options |= {"missing": work.missing, "on_read": self._mark, "again": self._again}
+            return (read_mosaics if apart else read_blocks)(work.blocks, self._plan, self.numbers, **options)
         box = None if self._plan.whole else work.box
         return read_chunks(work.spec, self.numbers, box=box, fill=work.missing == "fill", **options)
 

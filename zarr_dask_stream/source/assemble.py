@@ -20,7 +20,7 @@ from zarr_dask_stream.source.halo import Segment
 from zarr_dask_stream.source.reader import read_chunks, stored_numbers
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 
-__all__ = ["read_blocks", "stored_blocks"]
+__all__ = ["Source", "read_blocks", "stored_blocks"]
 
 
 class _Open:
@@ -103,7 +103,7 @@ def read_blocks(
             # In the order in which boxes need them: the first box is complete first.
             order = [c for box in waiting for c in sorted(box.waits[at]) if needed[at][c][0] is box]
             alone = all(box.chunks <= 1 for box in waiting)  # the stream tries such boxes again itself
-            source = _Source(member.spec, order, None if alone else again, options)
+            source = Source(member.spec, order, None if alone else again, options)
             stack.callback(source.close)
             sources.append(source)
         while waiting:
@@ -119,8 +119,8 @@ def read_blocks(
             yield _finish(blocks, waiting.popleft(), missing)
 
 
-class _Source:
-    """The chunks of one array, those that failed read again after the others."""
+class Source:
+    """The chunks of one array, those that failed read again after the others; as `read_blocks` takes `again`."""
 
     def __init__(
         self,

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.source.array import ArraySpec
+from zarr_dask_stream.source.assemble import Source
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.finisher import ChunkRead
 from zarr_dask_stream.source.grid import Index, Region
-from zarr_dask_stream.source.reader import read_chunks
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 
 __all__ = ["Mosaic", "read_mosaics"]
@@ -127,6 +127,7 @@ def read_mosaics(
     *,
     missing: Missing = "fill",
     on_read: Callable[[], None] | None = None,
+    again: Callable[[Exception, int], bool] | None = None,
     **options: Any,
 ) -> Iterator[ChunkRead]:
     """Read boxes like `read_blocks`, of one array, and leave their chunks apart.
@@ -142,12 +143,13 @@ def read_mosaics(
         waiting.append(box)
         owner.update(dict.fromkeys(box.waits, box))
     order = [chunk for box in waiting for chunk in sorted(box.waits)]
-    reads = read_chunks(spec, order, fill=False, **options)
+    alone = all(box.count <= 1 for box in waiting)  # the stream tries such boxes again itself
+    source = Source(spec, order, None if alone else again, options)
     try:
         while waiting:
             box = waiting[0]
             while box.waits:
-                read = next(reads, None)
+                read = source.next()
                 if read is None:
                     return  # the reading was stopped
                 if on_read is not None:
@@ -155,7 +157,7 @@ def read_mosaics(
                 _take(spec, owner.pop(read.number), read)
             yield _finish(spec, waiting.popleft(), missing)
     finally:
-        reads.close()
+        source.close()
 
 
 def _take(spec: ArraySpec, box: _Open, read: ChunkRead) -> None:
