@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 from distributed import Client, LocalCluster
 
@@ -23,6 +24,13 @@ _MARK_OF_FIXTURE = {
     "start_tcp_cluster": "cluster",
 }
 
+
+# Runs in the loading processes of PyTorch, and needs it.
+collect_ignore = ["benchmarks/training.py"]
+
+# No test asserts an absolute time, and a busy machine is no defect.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with Ctrl-C ignored, and programs that the tests interrupt would inherit that.

@@ -199,7 +199,12 @@ MALFORMED: list[tuple[Any, str]] = [
     (_v2(compressor={"id": "my-codec"}), "codec 'my-codec' can't be used here.*numcodecs"),
     (_v2(filters=[{"id": "odd"}]), "codec 'odd' can't be used here"),
     (_v2(filters=3), "codec chain is malformed"),
-    (_v2(dtype=f"<U{2**27}", fill_value="", chunks=[2**20], shape=[2**20]), "one chunk of shape"),
+    (_v2(dtype="|O", filters=[{"id": "pickle"}]), "codec 'pickle' runs whatever code"),
+    (_v3(codecs=["bytes", "numcodecs.pickle"]), "codec 'pickle' runs whatever code"),
+    (_v2(compressor={"id": "vlen-utf8"}), "'vlen-utf8' is a filter"),
+    (_v2(filters=[{"id": "zlib"}] * 20), "a chain of 20 codecs"),
+    (_v2(dtype=f"<U{2**27}", fill_value=""), "one element would take"),
+    (_v2(dtype=f"<U{2**20}", fill_value="", chunks=[2**20], shape=[2**20]), "one chunk of shape"),
 ]  # fmt: skip
 
 

@@ -219,7 +219,7 @@ def test_a_mistake_of_ours_is_told_from_everything_else(monkeypatch: pytest.Monk
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("zarr_dask_stream.cli.info.find_node", broken)
+    monkeypatch.setattr("zarr_dask_stream.cli.info.locate", broken)
     monkeypatch.setattr(
         "zarr_dask_stream.cli.info.StoreSpec.parse", lambda *_: type("S", (), {"open": lambda _: None})()
     )

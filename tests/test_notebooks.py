@@ -34,7 +34,7 @@ def execute(name: str, folder: Path, *expressions: str) -> tuple[Any, dict[str, 
     asked = ", ".join(f"{expression!r}: {expression}" for expression in expressions)
     source = f"import json\nprint(json.dumps({{{asked}}}, default=float))"
     notebook.cells.append(nbformat.v4.new_code_cell(source))  # type: ignore[no-untyped-call]  # typed only in part
-    client = NotebookClient(notebook, timeout=100, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute()
     values = json.loads(notebook.cells.pop().outputs[0].text)
     return notebook, values
@@ -50,6 +50,7 @@ def test_committed_outputs_are_whole_and_name_no_machine(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.sample
+@pytest.mark.timeout(300)
 def test_chunk_streaming(tmp_path: Path) -> None:
     notebook, values = execute(
         "01_chunk_streaming.ipynb",

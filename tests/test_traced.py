@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 import pytest
 import xarray as xr
@@ -201,6 +202,58 @@ def test_what_cannot_be_traced_exactly_is_refused(folder: Path, way: Any, what: 
     change, words = REFUSED[what]
     with pytest.raises(zds.UsageError, match=words):
         zds.stream_chunks(change(opened(folder, **way)))
+
+
+GRAPHS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "blocks in another order": (lambda d: d.blocks[[1, 0]], "does more than slice"),
+    "blocks twice": (lambda d: d.blocks[[0, 0]], "does more than slice"),
+    "joined": (lambda d: dask.array.concatenate([d[:2], d[2:4]]), "does more than slice"),
+    "stacked": (lambda d: dask.array.stack([d[0], d[1]]), "does more than slice"),
+    "flipped": (lambda d: dask.array.flip(d, 1), "sliced with step -1"),
+    "rolled": (lambda d: dask.array.roll(d, 1, axis=0), "does more than slice"),
+    "gaps within blocks": (lambda d: d[:, ::2], "sliced with step 2"),
+    "a function": (lambda d: d.map_blocks(np.negative), "does more than slice"),
+    "from memory": (
+        lambda d: dask.array.from_array(np.zeros(d.shape), d.chunks),
+        "does more than slice",
+    ),
+    "made": (lambda d: dask.array.zeros(d.shape, chunks=d.chunks), "does more than slice"),
+    "persisted": (lambda d: d.persist(scheduler="sync"), "does more than slice"),
+    "a field": (lambda d: d.astype([("a", "f8")])["a"], "does more than slice"),
+}
+
+
+@pytest.mark.parametrize("what", GRAPHS)
+def test_dask_graphs_that_do_more_than_slice(folder: Path, what: str) -> None:
+    change, words = GRAPHS[what]
+    changed = change(opened(folder, chunks={}).plain.data)
+    with pytest.raises(zds.UsageError, match=words):
+        trace(xr.Variable([f"d{axis}" for axis in range(changed.ndim)], changed), "plain")
+
+
+def test_dask_graphs_that_only_slice(folder: Path) -> None:
+    data = opened(folder, chunks={}).plain.data  # blocks of (3, 6, 5)
+    for changed, place in (
+        (data[1:][3:], (slice(4, 10), slice(0, 6), slice(0, 8))),
+        (data[3:9, :, 5:], (slice(3, 9), slice(0, 6), slice(5, 8))),
+        (data[2:][:-1, 1][..., 3:6], (slice(2, 9), 1, slice(3, 6))),
+    ):
+        traced = trace(xr.Variable([f"d{axis}" for axis in range(changed.ndim)], changed), "plain")
+        assert traced.place == place
+        numbers = np.arange(480).reshape(10, 6, 8)
+        np.testing.assert_array_equal(changed.compute(scheduler="sync"), numbers[place])
+
+
+def test_characters_that_were_joined_are_refused(tmp_path: Path) -> None:
+    letters = zarr.create_group(tmp_path, zarr_format=2).create_array("t", shape=(3, 4), chunks=(2, 2), dtype="S1")
+    letters.attrs["_ARRAY_DIMENSIONS"] = ["x", "string4"]
+    letters[...] = b"a"
+    found = xr.open_zarr(tmp_path, chunks=None, consolidated=False)
+    with pytest.raises(zds.UsageError, match=r"characters were joined to strings .*concat_characters=False"):
+        zds.stream_chunks(found.t)
+    # Where they are joined afterwards, a box has all letters of a word.
+    items = [item.to_xarray() for item in zds.stream_dataset(tmp_path, concurrency=1)]
+    assert_same(xr.concat(items, "x"), found.load())
 
 
 def test_an_array_that_has_grown_since_it_was_opened_is_refused(tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ def of_group(group: Group, variables: Any, coords: Any, chunks: Any, region: Any
             shipped[name] = label_of(spec, own), read_box(spec, tuple(slice(0, n) for n in spec.shape))
         else:
             arrays[name] = Named(spec, own, coord=True)
+    if labelled and (chunks is None or isinstance(chunks, Mapping)):
+        chunks = dict.fromkeys(_letters(group, arrays), -1) | dict(chunks or {})
     blocks = align(arrays, chunks)
     assert blocks.dims is not None
     labels = None
@@ -170,6 +172,12 @@ def _chosen(variables: Any, default: Sequence[str], what: str) -> list[str]:
     if len(set(names)) < len(names):
         raise UsageError(f"variables names something twice: {variables!r}")
     return names
+
+
+def _letters(group: Group, arrays: Mapping[str, Named]) -> set[str]:
+    """Return the dimensions along which xarray joins single characters to words: no box may cut those."""
+    letters = [one.dims[-1] for one in arrays.values() if one.dims and one.spec.dtype == np.dtype("S1")]
+    return {dim for dim in letters if dim not in group.entries}
 
 
 def _main(arrays: Mapping[str, Named]) -> ArraySpec:

@@ -860,8 +860,8 @@ class ChunkStream(Generic[T_co]):
         >>> array[:] = np.arange(24).reshape(4, 6)
         >>> target = {}
         >>> stream = stream_chunks(array, concurrency=1).to_zarr(target, chunks=(1, 3), shards=(4, 3))
-        >>> [(chunk.data.region, chunk.data.objects) for chunk in stream]
-        [((slice(0, 4, None), slice(0, 6, None)), 2)]
+        >>> sum(chunk.data.objects for chunk in stream)
+        2
         >>> bool((zarr.open_array(target)[:] == array[:]).all())
         True
         """

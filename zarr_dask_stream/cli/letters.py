@@ -17,10 +17,9 @@ from zarr_dask_stream.cli.present import plain
 from zarr_dask_stream.engine.events import Callback, ChunkDeadLettered
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
+from zarr_dask_stream.source.metadata import brief
 
 __all__ = ["FailedChunks", "LetterFile", "Listed", "letter_file"]
-
-_SHOWN = 80  # characters of a bad line
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -123,17 +122,23 @@ class FailedChunks:
         for name, here in _about(spec).items():
             there = letter.get(name, here)
             if there != here:
-                raise self._refuse(number, f"it is about another array: {name} is {there!r} there and {here!r} here")
+                raise self._refuse(
+                    number, f"it is about another array: {name} is {brief(there)} there and {here!r} here"
+                )
         index = tuple(letter["index"])
         try:
             whole = spec.grid.region(spec.grid.number(index))
         except IndexError:
             grid = " x ".join(map(str, spec.grid.grid_shape)) or "()"
-            raise self._refuse(number, f"chunk {index} is outside the grid of {spec.url}, which is {grid}") from None
+            raise self._refuse(
+                number, f"chunk {brief(index)} is outside the grid of {spec.url}, which is {grid}"
+            ) from None
         region = letter.get("region")
         if region is not None and not _inside(region, whole):
             expected = [[s.start, s.stop] for s in whole]
-            raise self._refuse(number, f"chunk {index} covers {expected} here and {region!r} there: another array?")
+            raise self._refuse(
+                number, f"chunk {index} covers {expected} here and {brief(region)} there: another array?"
+            )
         return index
 
     def _refuse(self, number: int, why: str) -> UsageError:
@@ -147,11 +152,9 @@ def _parse(path: str, number: int, line: str) -> Mapping[str, Any]:
         letter = None
     index = letter.get("index") if isinstance(letter, dict) else None
     if not isinstance(index, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in index):
-        text = line.strip()
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         raise UsageError(
             f"{path}, line {number} is not a dead letter: expected JSON such as "
-            f'{{"index": [0, 1]}}, as --dead-letters writes it, got {shown!r}'
+            f'{{"index": [0, 1]}}, as --dead-letters writes it, got {brief(line.strip())}'
         )
     assert isinstance(letter, dict)
     return letter

@@ -184,11 +184,30 @@ def decode_value(value: Any) -> Any:
     ((kind, content),) = value.items()
     decode = _DECODERS.get(kind)
     if decode is None:
-        raise StoreError(f"the ledger holds a value of an unknown kind: {kind!r}")
+        raise StoreError(f"the ledger holds a value of an unknown kind: {_cut(kind)}")
     try:
         return decode(content)
-    except (TypeError, ValueError, KeyError, binascii.Error) as error:
-        raise StoreError(f"the ledger holds a damaged value of kind {kind!r}: {error}") from error
+    except _UNREADABLE as error:
+        raise StoreError(f"the ledger holds a damaged value of kind {kind!r}: {_cut(error)}") from error
+
+
+#: What is raised by the functions below for anything but what `encode_value` wrote.
+_UNREADABLE = (
+    ArithmeticError, AttributeError, binascii.Error, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
+def _cut(said: Any) -> str:
+    """Return something out of a file as a piece of a sentence: it may be of any length."""
+    text = str(said) if isinstance(said, Exception) else repr(said)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Return a digest of what a ledger remembers; not of who holds it, and since when."""
+    held = [document.get(part) for part in ("done", "partials", "notes")]
+    return hashlib.blake2b(json.dumps(held).encode(), digest_size=16).hexdigest()
 
 
 def _decode_array(content: Any) -> Any:
@@ -451,13 +470,13 @@ class Ledger:
         url = self._checkpoint.url
         try:
             document = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{url} is not a ledger: it is not JSON ({error})") from error
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise StoreError(f"{url} is not a ledger of zarr_dask_stream; choose another place for the checkpoint")
         if document.get("version") != _VERSION:
             raise StoreError(
-                f"{url} is a ledger of version {document.get('version')}, this package reads version {_VERSION}"
+                f"{url} is a ledger of version {_cut(document.get('version'))}, this package reads version {_VERSION}"
             )
         if document.get("fingerprint") != self._fingerprint:
             raise UsageError(
@@ -470,12 +489,17 @@ class Ledger:
         self.partials = partials if isinstance(partials, dict) else {}
         notes = document.get("notes")
         self.notes = {str(k): str(v) for k, v in notes.items()} if isinstance(notes, dict) else {}
+        if document.get("checksum") != _checksum(document):
+            raise StoreError(
+                f"the ledger {url} is damaged: what it holds does not fit its checksum. Bring back a copy of it, or "
+                "begin again with a new one"
+            )
 
     def _differences(self, about: Any) -> str:
         if not isinstance(about, dict):
             return "it does not say which"
         names = [name for name, value in self._about.items() if about.get(name) != value]
-        said = [f"{name} was {about.get(name)!r} and is {self._about[name]!r}" for name in names]
+        said = [f"{name} was {_cut(about.get(name))} and is {self._about[name]!r}" for name in names]
         return "; ".join(said) or "its functions were others"
 
     def _check_owner(self, document: dict[str, Any], wall_s: float) -> None:
@@ -483,11 +507,11 @@ class Ledger:
         if self._place.exclusive or not owner or owner == self._owner:
             return
         beat = document.get("heartbeat")
-        fresh = isinstance(beat, (int, float)) and wall_s - beat < _STALE_S
+        fresh = isinstance(beat, (int, float)) and beat > wall_s - _STALE_S
         if fresh and not _is_dead(str(owner)):
             raise UsageError(
-                f"another run ({owner}) is using the ledger {self._checkpoint.url}: wait for it, or give this run a "
-                f"ledger of its own. If that run was killed, its hold ends {_STALE_S:.0f} s after its last save"
+                f"another run ({_cut(owner)}) is using the ledger {self._checkpoint.url}: wait for it, or give this "
+                f"run a ledger of its own. If that run was killed, its hold ends {_STALE_S:.0f} s after its last save"
             )
 
     def acknowledge(self, numbers: Iterable[int]) -> None:
@@ -523,6 +547,7 @@ class Ledger:
             "partials": encode_value(self.partials),
             **({"notes": self.notes} if self.notes else {}),
         }
+        document["checksum"] = _checksum(document)
         try:
             if not self._place.exclusive and self._saved_at:
                 self._check_taken(wall_s)
@@ -537,8 +562,10 @@ class Ledger:
     def _check_taken(self, wall_s: float) -> None:
         raw = self._place.read()
         if raw is not None:
-            with contextlib.suppress(ValueError):
-                self._check_owner(json.loads(raw), wall_s)
+            with contextlib.suppress(ValueError, RecursionError):
+                document = json.loads(raw)
+                if isinstance(document, dict):
+                    self._check_owner(document, wall_s)
 
     def close(self, now: float, wall_s: float) -> None:
         """Save a last time and let go."""

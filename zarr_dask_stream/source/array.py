@@ -34,6 +34,7 @@ from zarr_dask_stream.source.grid import ChunkGrid
 from zarr_dask_stream.source.metadata import (
     ArraySummary,
     Node,
+    brief,
     check_structure,
     dimension_names,
     find_node,
@@ -58,6 +59,8 @@ __all__ = [
 #: Bytes counted for one element that is stored elsewhere than in its array (variable-length strings).
 _LOOSE_ITEM_BYTES = 64
 _MAX_NAMES = 12
+#: Each codec may make its input somewhat longer; that many can't make a bomb of it.
+_MAX_CODECS = 16
 _quiet = threading.Lock()
 
 
@@ -336,7 +339,7 @@ def interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any]
     except MetadataError:
         raise
     except Exception as error:
-        raise MetadataError(f"{where}: zarr can't make sense of the metadata: {error}") from error
+        raise MetadataError(f"{where}: zarr can't make sense of the metadata: {brief(error, 300)}") from error
     dtype = _native(sample.dtype)
     metadata = node.canonical
     return ArraySpec(
@@ -388,11 +391,12 @@ def _keys(node: Node, path: str, where: str) -> tuple[str, str]:
         encoding = encoding if isinstance(encoding, dict) else {}
         name = str(encoding.get("name"))
         configuration = encoding.get("configuration") or {}
-        separator = configuration.get("separator", "/" if name == "default" else ".")
+        usual = "/" if name == "default" else "."
+        separator = configuration.get("separator", usual) if isinstance(configuration, dict) else None
         scalar_key = "c" if name == "default" else "0"
-    if name not in {"default", "v2"} or separator not in {".", "/"}:
+    if name not in ("default", "v2") or separator not in (".", "/"):
         raise MetadataError(
-            f"{where}: chunk key encoding {name!r} with separator {separator!r} is not supported; "
+            f"{where}: chunk key encoding {brief(name)} with separator {brief(separator)} is not supported; "
             "'default' and 'v2' with '.' or '/' are"
         )
     if scalar:
@@ -411,17 +415,33 @@ def codec_list(node: Node) -> tuple[dict[str, Any], ...]:
 def _check_codecs(node: Node, where: str) -> None:
     try:
         codecs = codec_list(node)
-        for codec in codecs:
+        inner = (sharding(node.document) if node.zarr_format == 3 else None) or {}
+        inside = [{"name": codec} if isinstance(codec, str) else codec for codec in inner.get("codecs", ())]
+        if max(len(codecs), len(inside)) > _MAX_CODECS:
+            raise MetadataError(
+                f"{where}: a chain of {max(len(codecs), len(inside))} codecs; at most {_MAX_CODECS} are undone"
+            )
+        if node.zarr_format == 2 and _is_for_objects(node.document.get("compressor")):
+            raise MetadataError(f"{where}: codec {brief(codecs[-1]['id'])} is a filter, and stands for the compressor")
+        for codec in (*codecs, *inside):
             _check_codec(codec, node.zarr_format, where)
-        inner = sharding(node.document) if node.zarr_format == 3 else None
-        for codec in (inner or {}).get("codecs", ()):
-            _check_codec({"name": codec} if isinstance(codec, str) else codec, 3, where)
     except (KeyError, TypeError, AttributeError) as error:
-        raise MetadataError(f"{where}: the codec chain is malformed: {error!r}") from error
+        raise MetadataError(
+            f"{where}: the codec chain is malformed: {type(error).__name__}: {brief(error, 200)}"
+        ) from error
+
+
+def _is_for_objects(codec: Any) -> bool:
+    return isinstance(codec, dict) and str(codec.get("id")).startswith("vlen-")
 
 
 def _check_codec(codec: Mapping[str, Any], zarr_format: int, where: str) -> None:
     name = codec["name" if zarr_format == 3 else "id"]
+    if str(name).removeprefix("numcodecs.") == "pickle":
+        raise MetadataError(
+            f"{where}: codec 'pickle' runs whatever code the stored bytes hold, so it is never used; rewrite the array "
+            "with another one ('vlen-utf8' or 'json2', for example), where you trust it"
+        )
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -430,10 +450,10 @@ def _check_codec(codec: Mapping[str, Any], zarr_format: int, where: str) -> None
             else:
                 get_numcodec(dict(codec))  # type: ignore[arg-type]  # a TypedDict with only "id"
     except Exception as error:
+        registry = "zarr.codecs" if zarr_format == 3 else "numcodecs"
         raise MetadataError(
-            f"{where}: codec {name!r} can't be used here ({error}); install the package that registers it with "
-            f"zarr's codec registry ({'zarr.codecs' if zarr_format == 3 else 'numcodecs'}), "
-            "on the client and on the workers"
+            f"{where}: codec {brief(name)} can't be used here ({brief(error, 200)}); install the package that "
+            f"registers it with zarr's codec registry ({registry}), on the client and on the workers"
         ) from error
 
 

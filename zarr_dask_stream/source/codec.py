@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from zarr.buffer import cpu
 
-from zarr_dask_stream.errors import CorruptChunkError
+from zarr_dask_stream.errors import CorruptChunkError, MetadataError
 from zarr_dask_stream.source.array import ArraySpec, zarr_array
 from zarr_dask_stream.source.inflate import BYTES_CODECS, Buffer, Size, Step, build_step, encoded_size
-from zarr_dask_stream.source.metadata import sharding
+from zarr_dask_stream.source.metadata import brief, sharding
 
 __all__ = [
     "Codec",
@@ -44,8 +44,12 @@ Decode = Callable[[Buffer], Array]
 
 #: What the decoded bytes of elements of varying length may come to, before it counts as a bomb.
 _LOOSE_LIMIT_BYTES = 1 << 28
+#: The same for elements of one length, which codecs not known here may still have made a little longer.
+_LEAST_LIMIT_BYTES = 1 << 16
 _LOOSE_FACTOR = 16
 _MAX_COMPILED = 64
+#: What libraries raise for a configuration that is not as they expect it.
+_NONSENSE = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ def _cached(spec: ArraySpec, *, compiled: bool) -> Decode:
     with _compiled_lock:
         decode = _compiled.get(key)
     if decode is None:
-        decode = _guarded(_compile(spec) if compiled else _fallback(spec))
+        try:
+            decode = _guarded(_compile(spec) if compiled else _fallback(spec))
+        except _NONSENSE as error:
+            what = f"{type(error).__name__}: {brief(error, 200)}"
+            raise MetadataError(f"{spec.url}: the codec chain can't be used: {what}") from error
         with _compiled_lock:
             _compiled[key] = decode
             if len(_compiled) > _MAX_COMPILED:
@@ -128,7 +136,7 @@ def _guarded(decode: Decode) -> Decode:
 def _compile(spec: ArraySpec) -> Decode:
     try:
         return _compile_v2(spec) if spec.zarr_format == 2 else _compile_v3(spec)
-    except UnknownCodec:
+    except (UnknownCodec, *_NONSENSE):  # what makes no sense here zarr has understood, or will refuse
         return _fallback(spec)
 
 
@@ -382,13 +390,18 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
     """Take the outer compressors that are known off the chain; return their decoder and the array's rest."""
     document = json.loads(spec.metadata)
     chain = [dict(codec) for codec in spec.codecs] if spec.zarr_format == 2 else _chain_of(spec)
-    size = Size(max(_LOOSE_LIMIT_BYTES, _LOOSE_FACTOR * spec.chunk_nbytes), exact=False)
+    least = _LOOSE_LIMIT_BYTES if spec.dtype.kind in "OT" else _LEAST_LIMIT_BYTES
+    size = Size(max(least, _LOOSE_FACTOR * spec.chunk_nbytes), exact=False)
     outer: list[Codec] = []
     if spec.zarr_format == 2:
         compressor = document.get("compressor")
         if compressor and compressor["id"] in BYTES_CODECS:
-            outer.append(Codec(compressor["id"], {k: v for k, v in compressor.items() if k != "id"}))
-            document["compressor"] = None
+            outer.append(_v2_codec(compressor))
+            document["compressor"] = compressor = None
+        filters = list(document.get("filters") or ())
+        while not compressor and len(filters) > 1 and _known({"name": filters[-1]["id"]}):
+            outer.append(_v2_codec(filters.pop()))
+        document["filters"] = filters or None
         document.update(shape=list(spec.chunks), chunks=list(spec.chunks), dimension_separator=".")
     else:
         while len(chain) > 1 and _known(chain[-1]):
@@ -398,6 +411,10 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
         document.update(shape=list(spec.chunks), codecs=chain, chunk_grid=grid, chunk_key_encoding=keys)
         document.pop("dimension_names", None)
     return _outer_step(outer[::-1], size), document
+
+
+def _v2_codec(codec: Mapping[str, Any]) -> Codec:
+    return Codec(codec["id"], {name: value for name, value in codec.items() if name != "id"})
 
 
 def _starts_with_count(document: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from zarr_dask_stream.source.backend import ByteStore
 __all__ = [
     "ArraySummary",
     "Node",
+    "brief",
     "check_structure",
     "consolidated",
     "consolidated_arrays",
@@ -31,6 +33,9 @@ __all__ = [
 _MAX_LENGTH = 2**63 - 1
 _MAX_CHUNK_BYTES = 1 << 40
 _MAX_AXES = 32
+_MAX_ITEM_BYTES = 1 << 24
+# The types whose name says their length: raw bits, and NumPy's text, bytes and voids.
+_LONG = re.compile(r"(?:(?=r)|[<>|=])([rSUVa])(\d+)")
 _NO_STRUCTURE = frozenset({"attributes", "consolidated_metadata"})
 
 
@@ -93,6 +98,18 @@ def join(*parts: str) -> str:
     return "/".join(part for part in parts if part)
 
 
+def brief(said: Any, most: int = 80) -> str:
+    """Return what a document says, or an error that quotes it, as a piece of a sentence: it may be of any length.
+
+    Examples
+    --------
+    >>> brief("regular"), brief([1] * 99, most=12), brief(ValueError("no such codec"))
+    ("'regular'", '[1, 1, 1,...', 'no such codec')
+    """
+    text = " ".join((str(said) if isinstance(said, BaseException) else repr(said)).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def _load(raw: bytes, key: str, url: str) -> dict[str, Any]:
     try:
         value = json.loads(raw)
@@ -118,10 +135,10 @@ def _own(store: ByteStore, path: str, key: str) -> Node | None:
     if key != "zarr.json":
         return Node(2, key == ".zarray", document, full)
     kind = document.get("node_type")
-    if document.get("zarr_format") != 3 or kind not in {"array", "group"}:
+    if document.get("zarr_format") != 3 or kind not in ("array", "group"):
         raise MetadataError(
             f"{full} of {store.url} should say zarr_format 3 and node_type array or group, "
-            f"got {document.get('zarr_format')!r} and {kind!r}"
+            f"got {brief(document.get('zarr_format'))} and {brief(kind)}"
         )
     return Node(3, kind == "array", document, full)
 
@@ -227,16 +244,51 @@ def check_structure(node: Node, where: str) -> None:
             f"{where}: one chunk of shape {chunks} would hold {math.prod(chunks):.3g} elements; "
             "the metadata are damaged, or the array must be rewritten in smaller chunks"
         )
+    item_nbytes = _item_nbytes(node.document.get("dtype" if node.zarr_format == 2 else "data_type"))
+    if item_nbytes > _MAX_ITEM_BYTES:
+        raise MetadataError(
+            f"{where}: one element would take {item_nbytes:.3g} bytes, and at most {_MAX_ITEM_BYTES:,} can be read; "
+            "the metadata are damaged, or what is stored as one element should be an axis"
+        )
+
+
+def _item_nbytes(dtype: Any) -> float:
+    """Return the bytes of one element as far as they are told here; making sense of the type is left to zarr.
+
+    zarr makes an element to know the fill value: a line of metadata must not be able to fill the memory.
+    """
+    if isinstance(dtype, str):
+        found = _LONG.fullmatch(dtype)
+        if found is None:
+            return 0
+        unit = 1 / 8 if found[1] == "r" else 4 if found[1] == "U" else 1
+        return float(found[2][:18]) * unit
+    if isinstance(dtype, dict):
+        configuration = dtype.get("configuration")
+        inner = configuration if isinstance(configuration, dict) else {}
+        length = inner.get("length_bytes")
+        own = min(length, _MAX_LENGTH) if isinstance(length, int) else 0.0
+        return own + _item_nbytes(inner.get("fields"))
+    if isinstance(dtype, list):  # fields: a name, a type, and in version 2 perhaps a shape
+        return sum(_field_nbytes(field) for field in dtype if isinstance(field, list) and len(field) >= 2)
+    return 0
+
+
+def _field_nbytes(field: list[Any]) -> float:
+    shape = field[2] if len(field) > 2 else ()
+    lengths = shape if isinstance(shape, list) else [shape]
+    # Eight bytes for a type that says no length: only what is far too long matters here.
+    return max(_item_nbytes(field[1]), 8) * math.prod(
+        float(min(max(n, 0), _MAX_LENGTH)) for n in lengths if isinstance(n, int)
+    )
 
 
 def _lengths(value: Any, name: str, where: str, *, least: int) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(
         isinstance(n, int) and not isinstance(n, bool) and least <= n <= _MAX_LENGTH for n in value
     ):
-        text = repr(value)
         raise MetadataError(
-            f"{where}: {name} should be a list of integers from {least} to 2**63 - 1, "
-            f"got {text if len(text) < 80 else text[:77] + '...'}"
+            f"{where}: {name} should be a list of integers from {least} to 2**63 - 1, got {brief(value)}"
         )
     return tuple(value)
 
@@ -249,7 +301,7 @@ def _chunk_shape(node: Node, where: str) -> tuple[int, ...]:
     name = grid.get("name") if isinstance(grid, dict) else grid
     if not isinstance(grid, dict) or name != "regular":
         raise MetadataError(
-            f"{where}: chunk grid {name!r} is not supported, only 'regular' is; rewrite the array with "
+            f"{where}: chunk grid {brief(name)} is not supported, only 'regular' is; rewrite the array with "
             "chunks of one shape"
         )
     configuration = grid.get("configuration")
@@ -283,8 +335,8 @@ def summarize(node: Node, path: str) -> ArraySummary:
     else:
         dtype = document.get("data_type")
         grid = document.get("chunk_grid")
-        configuration = grid.get("configuration", {}) if isinstance(grid, dict) else {}
-        chunks, shards = ints(configuration.get("chunk_shape")), None
+        configuration = grid.get("configuration") if isinstance(grid, dict) else None
+        chunks, shards = ints(configuration.get("chunk_shape") if isinstance(configuration, dict) else None), None
         inner = sharding(document)
         if inner is not None:
             chunks, shards = ints(inner.get("chunk_shape")), chunks

@@ -1,4 +1,0 @@
-"""What pytest does not look into."""
-
-# Runs in the loading processes of PyTorch, and needs it.
-collect_ignore = ["training.py"]
