@@ -135,7 +135,7 @@ class Run:
         self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report, limit=o.limit))
-        self._observers += [c.handle if isinstance(c, Callback) else c for c in o.callbacks]
+        self._observers += [c.for_run().handle if isinstance(c, Callback) else c for c in o.callbacks]
         if self._ledger is not None:
             self._open_ledger(self._ledger)
         if o.target is not None:
@@ -194,7 +194,13 @@ class Run:
         spec = self._options.spec
         resumed = 0 if self._ledger is None else len(self._ledger.done)
         grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
-        self._tell(RunStarted(0.0, self._total, nbytes, grid_shape, spec.store.url, resumed))
+        limits = self._options.limits
+        self._tell(
+            RunStarted(
+                0.0, self._total, nbytes, grid_shape, spec.store.url, resumed,
+                plan.start, plan.stop, limits.chunks, limits.nbytes,
+            )
+        )  # fmt: skip
         if machine.paused:
             logger.warning("the stream is paused: it begins when resume() is called from another thread or task")
         self._do(machine.handle(threads, self._now()))
@@ -549,6 +555,11 @@ class Run:
     def drain(self) -> None:
         """Submit nothing more; end when what is out was handed out."""
         self._machine.draining = True
+
+    def tell_also(self, observer: Callback | None) -> None:
+        """Have one more observer hear of this run, which has not begun; the report hears first."""
+        if observer is not None:
+            self._observers.append(observer.handle)
 
     def change_rate(self, limit: RateLimit | None) -> None:
         """Take another bound on the rate."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 
 __all__ = [
@@ -283,7 +284,9 @@ class RunStarted(Notice):
     """A run began.
 
     `total` counts the chunks this run has to do; None while a `where` predicate has not been walked to
-    its end. `resumed` chunks were done by earlier runs on the same checkpoint.
+    its end. `resumed` chunks were done by earlier runs on the same checkpoint. The run lies
+    between the grid indices `box_start` and `box_stop` (empty: the whole grid). At most `max_chunks` (None: no bound
+    of its own) and `max_nbytes` (0: not known) may be in flight.
     """
 
     total: int | None
@@ -291,6 +294,10 @@ class RunStarted(Notice):
     grid_shape: tuple[int, ...]
     url: str
     resumed: int = 0
+    box_start: tuple[int, ...] = ()
+    box_stop: tuple[int, ...] = ()
+    max_chunks: int | None = None
+    max_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +429,10 @@ class Callback:
     finished: done
     """
 
+    def for_run(self) -> Callback:
+        """Return the observer of a run that begins: this one, unless runs must be kept apart."""
+        return self
+
     def on_notice(self, notice: Notice) -> None:
         """Hear of everything."""
 
@@ -450,5 +461,6 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (tuple, list)) else value
 
 
+@cache
 def _method_name(name: str) -> str:
     return "on" + "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
