@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 from distributed import Client, LocalCluster
 
+from realparts.browser import Browser, run_browser
 from realparts.cluster import TcpCluster, run_cluster
 from realparts.fault_proxy import FaultProxy, run_proxy
 from realparts.http_files import HttpStore, serve_files
@@ -132,3 +133,10 @@ def leak_check(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
         check.watch(client)
     yield check
     check.assert_clean()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start a real browser, for the tests of one module: no asynchronous ones beside them."""
+    with run_browser() as running:
+        yield running
