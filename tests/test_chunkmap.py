@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -349,3 +350,18 @@ def test_a_real_run_ends_with_every_chunk_in_its_place() -> None:
     assert states[0] == ["outside"] * 8
     assert states[2] == ["done", "done", "done", "dead", "done", "filtered", "outside", "outside"]
     assert chunkmap.totals()["done"] == report.emitted == 24
+
+
+def test_what_an_earlier_run_has_done_is_shown_as_done(tmp_path: Path) -> None:
+    array = zarr.create_array({}, shape=(4, 20), chunks=(1, 2), dtype="i4")
+    array[:] = 1
+    region = (slice(1, 3), slice(4, 18))
+    stream = zds.stream_chunks(array, region=region, concurrency=1, checkpoint=tmp_path / "ledger")
+    for position, _ in enumerate(stream):
+        if position == 8:
+            break
+    assert stream.report.chunkmap.totals()["cancelled"] == 6
+    report = stream.run()
+    assert report.resumed == 8
+    assert report.chunkmap.totals() == {**dict.fromkeys(STATES, 0), "done": 14}
+    assert (report.chunkmap.states() == OUTSIDE).sum() == 26

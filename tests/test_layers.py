@@ -26,7 +26,8 @@ CLUSTER_LIBRARIES = {"dask", "distributed"}
 PURE = {
     *("grid", "selection", "shuffle", "samples", "hedging", "windows", "answers"),
     *("retry", "window", "batching", "throttle"),
-    *("instructions", "waiting", "quarantine", "copies", "isolation", "health", "dispatch", "supervisor", "report"),
+    *("instructions", "waiting", "quarantine", "copies", "isolation", "health", "dispatch", "supervisor"),
+    *("account", "chunkmap", "history", "report", "snapshot"),
 }
 IMPURE_LIBRARIES = {"asyncio", "concurrent", "logging", "secrets", "socket", "subprocess", "threading", "time"}
 

@@ -191,16 +191,7 @@ class Run:
     def steps(self, threads: Threads) -> Generator[Step, Any, None]:
         """Hand out what is ready, else ask for inputs and let the machine judge them: the only loop."""
         machine, plan = self._machine, self._options.plan
-        spec = self._options.spec
-        resumed = 0 if self._ledger is None else len(self._ledger.done)
-        grid_shape, nbytes = plan.grid.grid_shape, self._options.item_nbytes
-        limits = self._options.limits
-        self._tell(
-            RunStarted(
-                0.0, self._total, nbytes, grid_shape, spec.store.url, resumed,
-                plan.start, plan.stop, limits.chunks, limits.nbytes,
-            )
-        )  # fmt: skip
+        self._begin()
         if machine.paused:
             logger.warning("the stream is paused: it begins when resume() is called from another thread or task")
         self._do(machine.handle(threads, self._now()))
@@ -231,6 +222,20 @@ class Run:
                     break
             else:
                 inputs = self._take_in((yield Wait(self._patience())) or ())
+
+    def _begin(self) -> None:
+        """Say what the run is about, and what earlier ones have done of it."""
+        o, plan = self._options, self._options.plan
+        resumed = 0 if self._ledger is None else len(self._ledger.done)
+        self._tell(
+            RunStarted(
+                0.0, self._total, o.item_nbytes, plan.grid.grid_shape, o.spec.store.url, resumed,
+                plan.start, plan.stop, o.limits.chunks, o.limits.nbytes,
+            )
+        )  # fmt: skip
+        if self._ledger is not None:
+            for numbers in self._ledger.done.numbers():
+                self.report.chunkmap.resume(numbers)
 
     def _take_in(self, events: Iterable[Input]) -> deque[Input]:
         """Take in what has happened; return what is left for one by one, as each may complete a window."""

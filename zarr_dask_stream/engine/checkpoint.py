@@ -58,8 +58,8 @@ class Completed:
     >>> done = Completed(plan)
     >>> done.add([3, 4, 6]); len(done), 4 in done, 5 in done
     (3, True, False)
-    >>> list(done.missing_from(plan.runs()))
-    [range(2, 3), range(5, 8, 2)]
+    >>> list(done.missing_from(plan.runs())), [piece.tolist() for piece in done.numbers()]
+    ([range(2, 3), range(5, 8, 2)], [[3, 4, 6]])
     """
 
     def __init__(self, plan: ChunkPlan, bits: npt.NDArray[np.bool_] | None = None) -> None:
@@ -103,6 +103,20 @@ class Completed:
         index = np.unravel_index(numbers, self._plan.grid.grid_shape)
         inside = tuple(i - a for i, a in zip(index, self._plan.start, strict=True))
         return np.asarray(np.ravel_multi_index(inside, self._box), dtype=np.int64)
+
+    def numbers(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Walk the numbers of the chunks in ascending order, some at a time."""
+        for at in range(0, len(self._bits), _PIECE):
+            positions = np.flatnonzero(self._bits[at : at + _PIECE]) + at
+            if positions.size:
+                yield self._numbers_at(positions)
+
+    def _numbers_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self._plan.whole or not self._box:
+            return positions
+        inside = np.unravel_index(positions, self._box)
+        index = tuple(i + a for i, a in zip(inside, self._plan.start, strict=True))
+        return np.asarray(np.ravel_multi_index(index, self._plan.grid.grid_shape), dtype=np.int64)
 
     def pack(self) -> str:
         """Return the bits as text: packed eight to a byte, deflated, base64."""
