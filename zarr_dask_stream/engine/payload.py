@@ -19,6 +19,7 @@ from distributed.worker import thread_state  # type: ignore[attr-defined]  # it 
 from zarr_dask_stream.engine.cluster import in_stage
 from zarr_dask_stream.engine.feed import Cargo
 from zarr_dask_stream.engine.parcel import pack_result
+from zarr_dask_stream.engine.tally import PROCESS
 from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
 from zarr_dask_stream.errors import ClusterError, UsageError
 from zarr_dask_stream.source.chunk import Chunk
@@ -83,6 +84,7 @@ def _run_on_worker(
         result = run_guarded(_unpack(payload), ranges, worker=worker.address, cancelled=cancelled, cargo=cargo)
     finally:
         in_stage.set(False)
+    PROCESS.add(result)
     return result if worker.address.startswith("inproc://") else pack_result(result)
 
 
