@@ -68,6 +68,18 @@ def need_debian(*packages: str) -> None:
                 policy.unlink()
 
 
+def unpacked(requirement: str) -> Path:
+    """Return a folder with the files of one package, pinned as in `name==1.0`, and nothing that it depends on."""
+    folder = _cache() / f"{requirement.replace('==', '-')}-files"
+    with FileLock(_cache() / f"{folder.name}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            install(Path(sys.executable), ["--no-deps", "--no-compile", "--target", str(unfinished), requirement])
+            unfinished.rename(folder)
+    return folder
+
+
 def python_with(requirements: Path) -> str:
     """Return an interpreter that has all of this one's packages, and beside them those of a file of requirements.
 
