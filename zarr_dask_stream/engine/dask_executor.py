@@ -100,6 +100,11 @@ class DaskExecutor:
 
     # -- from either side ---------------------------------------------------------------------------
 
+    @property
+    def client(self) -> Any:
+        """The client whose cluster this is on; None where the cluster is there for this run alone."""
+        return None if self._own_cluster else self._client
+
     def start(self) -> Threads:
         """Ask for the size of the cluster."""
         if in_dask_task():
