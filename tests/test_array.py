@@ -2,19 +2,25 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from obstore.store import MemoryStore as ObstoreMemory
 from zarr.buffer import cpu
+from zarr.storage import ObjectStore
 
 from conformance.oracle import assemble, expected, same_bits
+from fuzz.mutation import bounded
 from realparts.http_files import HttpStore
 from zarr_dask_stream.errors import MetadataError, StoreNotFoundError, StoreNotVisibleError, UsageError
 from zarr_dask_stream.source import array as array_module
+from zarr_dask_stream.source import metadata
 from zarr_dask_stream.source.array import ArraySpec, ArraySummary, check_visible, list_arrays, open_array
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # zarr remarks on codecs outside the specification
@@ -212,6 +218,47 @@ MALFORMED: list[tuple[Any, str]] = [
 def test_malformed_metadata(store: dict[str, Any], message: str) -> None:
     with pytest.raises(MetadataError, match=message):
         open_array(store)
+
+
+@pytest.mark.parametrize("key", ["zarr.json", ".zarray", ".zattrs", ".zmetadata"])
+def test_documents_that_are_too_long_are_not_read_to_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A sparse file stands for one of many gigabytes: whoever read it whole would need that memory."""
+    monkeypatch.setattr(metadata, "MAX_DOCUMENT_BYTES", 1 << 20)
+    zarr_format = 3 if key == "zarr.json" else 2
+    zarr.create_array(tmp_path / "group" / "a", shape=(4,), chunks=(2,), dtype="i4", zarr_format=zarr_format)
+    folder = tmp_path / "group" / "a" if key != ".zmetadata" else tmp_path / "group"
+    with (folder / key).open("wb") as file:
+        file.truncate(1 << 38)
+
+    def look() -> Any:
+        group = tmp_path / "group"
+        return list_arrays(group) if key == ".zmetadata" else open_array(group, path="a")
+
+    with bounded(1 << 23), pytest.raises(MetadataError, match=rf"{re.escape(key)} of .* is longer than 1 MiB"):
+        look()
+
+
+@pytest.mark.parametrize("kind", ["zip", "http", "obstore"])
+def test_long_documents_of_other_stores_are_not_read_to_their_end(
+    tmp_path: Path, http_store: HttpStore, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(metadata, "MAX_DOCUMENT_BYTES", 1 << 20)
+    long = b" " * (1 << 25)
+    source: Any = http_store.url
+    if kind == "zip":
+        source = tmp_path / "a.zip"
+        with zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("zarr.json", long)
+    elif kind == "http":
+        (http_store.directory / "zarr.json").write_bytes(long)
+    else:
+        objects = ObstoreMemory()
+        objects.put("zarr.json", long)
+        source = ObjectStore(objects, read_only=True)
+    with bounded(1 << 23), pytest.raises(MetadataError, match=r"zarr.json of .* is longer than 1 MiB"):
+        open_array(source)
 
 
 def test_huge_arrays_are_fine_as_long_as_chunks_are_not() -> None:

@@ -116,6 +116,14 @@ def test_get(store: ByteStore) -> None:
     assert not store.exists("a/c/0/3")
 
 
+def test_the_beginning_of_a_value(store: ByteStore) -> None:
+    for key, value in CONTENT.items():
+        for count in {1, max(len(value) - 1, 1), len(value) or 1, len(value) + 1, 1 << 26}:
+            assert store.get_head(key, count) == value[:count], (key, count)
+    assert store.get_head("a/c/0/3", 10) is None
+    assert store.get_head("nowhere/zarr.json", 10) is None
+
+
 def test_ranges(store: ByteStore) -> None:
     value = CONTENT["a/c/0/1"]
     assert store.get_range("a/c/0/1", 10, 20) == value[10:20]

@@ -39,6 +39,7 @@ from zarr_dask_stream.source.metadata import (
     dimension_names,
     find_node,
     join,
+    read_document,
     sharding,
     walk_arrays,
 )
@@ -290,7 +291,7 @@ def _attributes(store: ByteStore, path: str, node: Node) -> dict[str, Any]:
     if node.zarr_format == 3:
         return node.attributes
     try:
-        own = store.get(join(path, ".zattrs"))
+        own = read_document(store, join(path, ".zattrs"))
         value = json.loads(own) if own is not None else {}
     except (ValueError, PermissionError):
         return {}

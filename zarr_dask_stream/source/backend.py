@@ -80,6 +80,11 @@ class ByteStore(ABC):
         """Return a chunk's whole value like `get`, where possible in memory that the caller may write to."""
         return self.get(key)
 
+    def get_head(self, key: str, count: int) -> bytes | None:
+        """Return the value of `key`, or its first `count` bytes where it is longer, or None; no more is read."""
+        data = self.get(key)
+        return data if data is None or len(data) <= count else data[:count]
+
     @abstractmethod
     def get_range(self, key: str, start: int, stop: int) -> bytes | None:
         """Return bytes ``start:stop`` of `key` (fewer where it ends before), or None."""
@@ -309,6 +314,24 @@ class RemoteBytes(ByteStore):
     def get(self, key: str) -> bytes | None:
         """Return the whole value of `key`."""
         return self._fetch_now(key)
+
+    def get_head(self, key: str, count: int) -> bytes | None:
+        """Return the value of `key`, or its beginning; a server that knows no ranges sends all of it."""
+        try:
+            return self._fetch_now(key, 0, count)
+        except (PermissionError, ConnectionError, TimeoutError):
+            raise
+        except OSError:
+            # Of an empty value there is no first byte, and servers refuse to send it.
+            if self._is_empty(key):
+                return b""
+            raise
+
+    def _is_empty(self, key: str) -> bool:
+        try:
+            return self.size(key) == 0
+        except (OSError, StoreError):
+            return False
 
     def get_range(self, key: str, start: int, stop: int) -> bytes | None:
         """Return bytes ``start:stop`` of `key`."""

@@ -76,6 +76,23 @@ class LocalFiles(ByteStore):
         finally:
             os.close(fd)
 
+    def get_head(self, key: str, count: int) -> bytes | None:
+        """Return the file, or its beginning."""
+        fd = self._open(key)
+        if fd is None:
+            return None
+        try:
+            # What the system says of a file's length is a guess: a device has none, and a file may grow.
+            data = os.read(fd, min(os.fstat(fd).st_size + 1, count))
+            parts, length = [data], len(data)
+            while data and length < count:
+                data = os.read(fd, min(_FIRST_READ_BYTES, count - length))
+                parts.append(data)
+                length += len(data)
+            return b"".join(parts)
+        finally:
+            os.close(fd)
+
     def get_buffer(self, key: str) -> bytes | memoryview | None:
         """Return the whole file; a large one in memory that can become the chunk's array as it is."""
         if self._hint <= _SMALL_BYTES:
@@ -364,13 +381,20 @@ class ZipEntries(Keyed):
 
     def get(self, key: str) -> bytes | None:
         """Return the entry; its checksum is checked."""
+        return self._read(key, -1)
+
+    def get_head(self, key: str, count: int) -> bytes | None:
+        """Return the entry, or its beginning: inflated no further."""
+        return self._read(key, count)
+
+    def _read(self, key: str, count: int) -> bytes | None:
         try:
             info = self._zip.getinfo(check_key(key))
         except KeyError:
             return None
         try:
-            with self._lock:
-                return self._zip.read(info)
+            with self._lock, self._zip.open(info) as entry:
+                return entry.read(count)
         except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
             raise OSError(errno.EIO, f"entry {key} of {self.url} can't be read: {error}") from error
 

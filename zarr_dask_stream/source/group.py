@@ -24,6 +24,7 @@ from zarr_dask_stream.source.metadata import (
     dimension_names,
     find_node,
     join,
+    read_document,
     walk_arrays,
 )
 from zarr_dask_stream.source.store import StoreSpec, split_source
@@ -285,7 +286,7 @@ def _many(read: Callable[[str], T], names: list[str], *, local: bool) -> list[T]
 
 def _json(store: ByteStore, key: str) -> dict[str, Any]:
     """Read a document; what is not there, or no document, is an empty one."""
-    raw = store.get(key)
+    raw = read_document(store, key)
     try:
         return _dict(json.loads(raw)) if raw is not None else {}
     except (ValueError, RecursionError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from zarr_dask_stream.errors import StoreError
 from zarr_dask_stream.source.backend import ByteStore
-from zarr_dask_stream.source.metadata import Node, consolidated, find_node, join
+from zarr_dask_stream.source.metadata import Node, consolidated, find_node, join, read_document
 from zarr_dask_stream.source.store import StoreSpec
 
 __all__ = ["Hierarchy", "consolidate", "group_documents", "walk_hierarchy"]
@@ -110,7 +110,7 @@ def _walk(store: ByteStore, found: Hierarchy, below: str, node: Node) -> None:
 def _attributes(store: ByteStore, path: str, node: Node) -> dict[str, Any]:
     if node.zarr_format == 3:
         return node.attributes
-    raw = store.get(join(path, ".zattrs"))
+    raw = read_document(store, join(path, ".zattrs"))
     try:
         value = json.loads(raw) if raw is not None else {}
     except ValueError as error:

@@ -26,10 +26,13 @@ __all__ = [
     "dimension_names",
     "find_node",
     "join",
+    "read_document",
     "summarize",
     "walk_arrays",
 ]
 
+#: Documents that are longer are refused before they are read. Consolidated metadata of ten thousand arrays fit.
+MAX_DOCUMENT_BYTES = 1 << 26
 _MAX_LENGTH = 2**63 - 1
 _MAX_CHUNK_BYTES = 1 << 40
 _MAX_AXES = 32
@@ -122,8 +125,25 @@ def _load(raw: bytes, key: str, url: str) -> dict[str, Any]:
     return value
 
 
+def read_document(store: ByteStore, key: str) -> bytes | None:
+    """Return a document as it is stored, None where there is none.
+
+    Raises
+    ------
+    MetadataError
+        If it is longer than any sensible one; it is not read to its end then.
+    """
+    raw = store.get_head(key, MAX_DOCUMENT_BYTES + 1)
+    if raw is not None and len(raw) > MAX_DOCUMENT_BYTES:
+        raise MetadataError(
+            f"{key} of {store.url} is longer than {MAX_DOCUMENT_BYTES >> 20} MiB, the most that is read of a metadata "
+            "document; the store is damaged, or data are kept where attributes should be"
+        )
+    return raw
+
+
 def _read(store: ByteStore, key: str) -> dict[str, Any] | None:
-    raw = store.get(key)
+    raw = read_document(store, key)
     return None if raw is None else _load(raw, key, store.url)
 
 
