@@ -18,6 +18,7 @@ TORCH ?= torch==2.13.0
 DEMO_ENV := .venv
 TEST_ENV := .venv-test
 BENCH_ENV := .venv-bench
+DOCS_ENV := .venv-docs
 PIP_OPTIONS := --disable-pip-version-check --quiet --constraint constraints.txt
 SOURCES := $(shell find zarr_dask_stream -type f -not -name '*.pyc') $(wildcard README.md LICENSE)
 
@@ -25,7 +26,7 @@ SOURCES := $(shell find zarr_dask_stream -type f -not -name '*.pyc') $(wildcard 
 PYTEST := $(TEST_ENV)/bin/pytest -c pyproject.toml --rootdir . --doctest-modules --durations 10 \
 	--numprocesses $(JOBS) --dist loadgroup --pyargs zarr_dask_stream tests
 
-.PHONY: help demo test test-all lint coverage bench bench-all bench-publish clean
+.PHONY: help demo test test-all lint coverage bench bench-all bench-publish docs matrix clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,8 +57,15 @@ bench-all: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## every r
 bench-publish: $(BENCH_ENV)/.installed ## put the figures of the last benchmark into the README
 	$(BENCH_ENV)/bin/python tests/benchmarks/figures.py $(RESULTS)/results.json --publish
 
+docs: $(DOCS_ENV)/.installed ## build the site in docs/ into site/, warnings are errors
+	$(DOCS_ENV)/bin/mkdocs --quiet build --strict
+	@echo "open site/index.html"
+
+matrix: $(DOCS_ENV)/.installed ## wheel, extras and dependencies, oldest and newest, on each Python from 3.11 to 3.13
+	$(DOCS_ENV)/bin/nox
+
 clean: ## remove the environments and everything the tools left
-	rm -rf $(DEMO_ENV) $(TEST_ENV) $(BENCH_ENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf $(DEMO_ENV) $(TEST_ENV) $(BENCH_ENV) $(DOCS_ENV) .nox site build dist *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache $(RESULTS)
 	find zarr_dask_stream tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -93,6 +101,11 @@ $(BENCH_ENV)/.requirements: pyproject.toml constraints.txt
 	$(BENCH_ENV)/bin/pip install $(PIP_OPTIONS) '.[bench]'
 	@touch $@
 
+$(DOCS_ENV)/.requirements: pyproject.toml constraints.txt
+	$(make_env)
+	$(DOCS_ENV)/bin/pip install $(PIP_OPTIONS) '.[docs]'
+	@touch $@
+
 $(TEST_ENV)/.torch: $(TEST_ENV)/.requirements | $(TEST_ENV)/.installed
 	$(TEST_ENV)/bin/pip install $(PIP_OPTIONS) '$(TORCH)'
 	@touch $@
@@ -111,4 +124,8 @@ $(TEST_ENV)/.installed: $(TEST_ENV)/.requirements $(SOURCES)
 
 $(BENCH_ENV)/.installed: $(BENCH_ENV)/.requirements $(SOURCES)
 	$(BENCH_ENV)/bin/pip install $(PIP_OPTIONS) --force-reinstall --no-deps .
+	@touch $@
+
+$(DOCS_ENV)/.installed: $(DOCS_ENV)/.requirements $(SOURCES)
+	$(DOCS_ENV)/bin/pip install $(PIP_OPTIONS) --force-reinstall --no-deps .
 	@touch $@

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,31 +10,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from pages import ROOT, Page
 from realparts.cluster import TcpCluster
 from zarr_dask_stream.cli.command import zds
 
-ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
-COMMANDS = [
-    line.removeprefix("$ ")
-    for language, code in BLOCKS
-    if language == "console"
-    for line in code.splitlines()
-    if line.startswith("$ ")
-]
-
-
-def of(program: str) -> list[list[str]]:
-    return [words[1:] for words in (shlex.split(line, comments=True) for line in COMMANDS) if words[0] == program]
+README = Page(ROOT / "README.md")
+TEXT = README.text
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which the README's own first `zds` command has been run."""
     folder = tmp_path_factory.mktemp("readme")
-    first, *_ = of("zds")
+    first, *_ = README.of("zds")
     assert first[:2] == ["demo", "--keep"]
     result = CliRunner().invoke(zds, ["demo", "--keep", str(folder / first[2])])
     assert result.exit_code == 0, result.stderr
@@ -48,18 +35,15 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_is_of_a_kind_that_is_tested_here() -> None:
-    assert {language for language, _ in BLOCKS} == {"console", "python", "text"}
-    assert {line.split()[0] for line in COMMANDS} == {"make", "zds", "pip", "dask"}
+    assert {block.language for block in README.blocks} == {"console", "python", "text"}
+    assert {line.split()[0] for line in README.commands} == {"make", "zds", "pip", "dask"}
 
 
-def test_the_python_blocks_run_one_after_the_other(inside: None, capsys: pytest.CaptureFixture[str]) -> None:
-    namespace: dict[str, object] = {}
-    for number, code in enumerate(PYTHON, 1):
-        exec(compile(code, f"README.md, Python block {number}", "exec"), namespace)
-    assert "in chunk (" in capsys.readouterr().out
+def test_the_python_blocks_run_one_after_the_other(inside: None) -> None:
+    assert "in chunk (" in README.run_python()
 
 
-@pytest.mark.parametrize("args", [args for args in of("zds")[1:] if "--scheduler" not in args], ids=" ".join)
+@pytest.mark.parametrize("args", [args for args in README.of("zds")[1:] if "--scheduler" not in args], ids=" ".join)
 def test_the_zds_commands_run(inside: None, args: list[str]) -> None:
     result = CliRunner().invoke(zds, args)
     assert result.exit_code == 0, result.stderr
@@ -67,8 +51,8 @@ def test_the_zds_commands_run(inside: None, args: list[str]) -> None:
 
 
 def test_the_cluster_commands_run(inside: None, start_tcp_cluster: Callable[..., TcpCluster]) -> None:
-    assert [args[0] for args in of("dask")] == ["scheduler", "worker"]  # which is what the fixture starts
-    (args,) = [args for args in of("zds") if "--scheduler" in args]
+    assert [args[0] for args in README.of("dask")] == ["scheduler", "worker"]  # which is what the fixture starts
+    (args,) = [args for args in README.of("zds") if "--scheduler" in args]
     address = start_tcp_cluster(workers=1).address
     result = CliRunner().invoke(zds, [re.sub(r"^tcp://.*", address, word) for word in args])
     assert result.exit_code == 0, result.stderr
@@ -76,13 +60,13 @@ def test_the_cluster_commands_run(inside: None, start_tcp_cluster: Callable[...,
 
 def test_the_targets_of_make_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {target for args in of("make") for target in args} <= targets
+    assert {target for args in README.of("make") for target in args} <= targets
     assert set(re.findall(r"`make ([a-z-]+)`", TEXT)) <= targets
 
 
 def test_the_extras_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for args in of("pip"):
+    for args in README.of("pip"):
         assert args[0] == "install"
         named = re.fullmatch(r"\.(?:\[(.*)\])?", args[1])
         assert named
@@ -90,6 +74,6 @@ def test_the_extras_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXT)
+    links = [link.partition("#")[0] for link in README.links()]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []

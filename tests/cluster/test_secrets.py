@@ -12,10 +12,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
+import zarr_dask_stream as stream_package
 from cluster.streaming import write_array
 from realparts.fault_proxy import FaultProxy, Faults
 from realparts.http_files import HttpStore
 from realparts.s3 import S3Server, serve_s3
+from zarr_dask_stream.watch.snapshot import snapshot
 
 pytestmark = [pytest.mark.cluster, pytest.mark.s3, pytest.mark.slow]
 
@@ -128,3 +130,40 @@ def test_secrets_in_a_url_stay_there(
     assert code in (0, 1), said
     assert json.loads(said[said.index("{\n") :].partition("\n}\n")[0] + "\n}")["url"] == f"{proxy.url}/a.zarr"
     leaves_no_trace(said, tmp_path)
+
+
+@pytest.mark.sample
+@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+def test_reports_and_snapshots_keep_secrets(
+    *, server: S3Server, fault_proxy: Callable[..., FaultProxy], tmp_path: Path, client: str
+) -> None:
+    """With everything that can be said of a run: chunks that healed, chunks that did not, an error that ended it."""
+    proxy = fault_proxy(server.endpoint, seed=4)
+    proxy.set(Faults(slow_down=0.05, reset=0.1, truncate=0.2, match=r"GET .*/c/"))
+    more = {"default_cache_type": "none"} if client == "s3fs" else {}
+    options = server.options_at(proxy.url) | more
+    quick = stream_package.RetryPolicy(attempts=2, wait_initial=0.01, wait_max=0.02)
+    healed = stream_package.stream_chunks(
+        PLACE, storage_options=options, concurrency=1, retry=quick, on_error="skip", region=slice(0, 12)
+    )
+    healed.run()
+    assert healed.report.retries
+    assert healed.report.dead_letters
+    proxy.set(Faults(expired=1.0, match=r"GET .*/c/"))
+    failed = stream_package.stream_chunks(PLACE, storage_options=options, concurrency=1, retry=quick)
+    with pytest.raises(stream_package.ChunkError):
+        failed.run()
+    for name, report in (("healed", healed.report), ("failed", failed.report)):
+        report.to_html(tmp_path / f"{name}.html")
+        said = [
+            repr(report),
+            str(report),
+            report._repr_html_(),
+            json.dumps(report.to_dict()),
+            json.dumps(snapshot(report, report.chunkmap, report.history)),
+            repr(report.advice()),
+            repr(vars(report)),
+        ]
+        (tmp_path / f"{name}.txt").write_text("\n".join(said))
+        assert "secret-tests" in said[3]
+    leaves_no_trace("", tmp_path)

@@ -1,0 +1,119 @@
+"""Where the wheel has to work: each Python, each extra, the oldest and the newest dependencies.
+
+    nox                 all of it
+    nox -l              what there is
+    nox -s wheel-3.13   one of them
+
+Each session builds on the one wheel that `build` makes out of the source distribution; no source folder is on the path
+of what is tested.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+
+ROOT = Path(__file__).resolve().parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYTHONS = ("3.11", "3.12", "3.13")
+OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
+#: Extras for use; the others are for working on the package.
+EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in {"test", "bench", "dev", "docs"}]
+DIST = ROOT / ".nox" / "dist"
+
+#: The part of the suite that needs no server and no cluster of processes, and what it needs beside the package.
+QUICK = ("-m", "not cluster and not s3 and not slow and not torch and not root", "-n", "2", "--dist", "loadgroup")
+TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "hypothesis", "psutil", "boto3", "tensorstore")
+WITH = "http,obstore,s3,xarray"
+#: Test modules about other things than the package itself: its surroundings, or formats with large dependencies.
+APART = ("formats", "benchmarks", "deploy", "test_docs.py", "test_readme.py", "test_notebooks.py", "test_packaging.py")
+
+
+@nox.session(python=NEWEST)
+def build(session: nox.Session) -> None:
+    """Make the source distribution, and the wheel out of it; remove the source that was unpacked for it."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--installer", "uv", "--outdir", str(DIST), str(ROOT))
+
+
+def _wheel() -> Path:
+    (wheel,) = DIST.glob("*.whl")
+    return wheel
+
+
+def _smoke(session: nox.Session, *extras: str) -> None:
+    folder = Path(session.create_tmp()) / "empty"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    script = shutil.copy(ROOT / "tests" / "smoke.py", folder)
+    session.chdir(folder)
+    session.run("python", "-P", script, *extras)
+
+
+@nox.session(python=PYTHONS, requires=["build"])
+def wheel(session: nox.Session) -> None:
+    """Install the wheel and nothing else, and use it from an empty folder."""
+    session.install("--constraint", str(ROOT / "constraints.txt"), str(_wheel()))
+    _smoke(session)
+
+
+@nox.session(python=[OLDEST, NEWEST], requires=["build"])
+@nox.parametrize("extra", EXTRAS)
+def extra(session: nox.Session, extra: str) -> None:
+    """Install the wheel with one extra, and use what it is for."""
+    session.install("--constraint", str(ROOT / "constraints.txt"), f"{_wheel()}[{extra}]")
+    _smoke(session, extra)
+
+
+def _suite(session: nox.Session) -> None:
+    """Run the quick part of the suite out of the source distribution, without the package's own source."""
+    folder = Path(session.create_tmp()) / "suite"
+    shutil.rmtree(folder, ignore_errors=True)
+    (archive,) = DIST.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    shutil.rmtree(source / "zarr_dask_stream")
+    session.chdir(source)
+    ignored = [f"--ignore=tests/{name}" for name in APART]
+    session.run("pytest", "-q", *QUICK, *ignored, *(session.posargs or ["tests"]), env={"CI": ""})
+
+
+@nox.session(python=PYTHONS, requires=["build"])
+def pinned(session: nox.Session) -> None:
+    """Run the suite's quick part with the pins of constraints.txt."""
+    session.install("--constraint", str(ROOT / "constraints.txt"), f"{_wheel()}[{WITH}]", *TOOLS)
+    _suite(session)
+
+
+@nox.session(python=OLDEST, requires=["build"])
+def oldest(session: nox.Session) -> None:
+    """Run it with the lowest version of each dependency that pyproject.toml allows."""
+    lowest = Path(session.create_tmp()) / "lowest.txt"
+    extras = [word for name in WITH.split(",") for word in ("--extra", name)]
+    command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
+    command += ["--resolution", "lowest-direct", "--python-version", OLDEST, *extras]
+    session.run(*command, "--output-file", str(lowest), str(ROOT / "pyproject.toml"), external=True)
+    session.install("--constraint", str(lowest), f"{_wheel()}[{WITH}]", *TOOLS)
+    _smoke(session)
+    session.chdir(ROOT)
+    _suite(session)
+
+
+@nox.session(python=NEWEST, requires=["build"])
+def newest(session: nox.Session) -> None:
+    """Run it with the newest version of each dependency that there is."""
+    session.install("--upgrade", f"{_wheel()}[{WITH}]", *TOOLS)
+    _smoke(session)
+    session.chdir(ROOT)
+    _suite(session)
