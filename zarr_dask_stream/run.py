@@ -62,6 +62,7 @@ from zarr_dask_stream.stages.answers import answers_of
 from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule, MapBatch
 from zarr_dask_stream.stages.combine import Ungrouped
 from zarr_dask_stream.stages.windows import Along, Every
+from zarr_dask_stream.watch.chunkmap import ChunkMap
 from zarr_dask_stream.watch.progress import progress_observer
 from zarr_dask_stream.watch.publisher import Publisher
 from zarr_dask_stream.watch.report import Report
@@ -136,6 +137,7 @@ class Run:
         self._shared = shared
         self._acknowledged: list[int] = []
         self.report = Report(url=o.spec.store.url)
+        self._more_maps: list[ChunkMap] = []
         self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report, limit=o.limit))
@@ -242,7 +244,8 @@ class Run:
         )  # fmt: skip
         if self._ledger is not None:
             for numbers in self._ledger.done.numbers():
-                self.report.chunkmap.resume(numbers)
+                for chunkmap in (self.report.chunkmap, *self._more_maps):
+                    chunkmap.resume(numbers)
 
     def _take_in(self, events: Iterable[Input]) -> deque[Input]:
         """Take in what has happened; return what is left for one by one, as each may complete a window."""
@@ -568,10 +571,10 @@ class Run:
         """Submit nothing more; end when what is out was handed out."""
         self._machine.draining = True
 
-    def tell_also(self, observer: Callback | None) -> None:
-        """Have one more observer hear of this run, which has not begun; the report hears first."""
-        if observer is not None:
-            self._observers.append(observer.handle)
+    def tell_also(self, observer: Callback, maps: Iterable[ChunkMap] = ()) -> None:
+        """Have one more observer hear of this run, which has not begun; of what is done already, its maps too."""
+        self._observers.append(observer.handle)
+        self._more_maps.extend(maps)
 
     def change_rate(self, limit: RateLimit | None) -> None:
         """Take another bound on the rate."""

@@ -59,6 +59,7 @@ from zarr_dask_stream.stages.layout import Items, as_dtype, as_lengths, lay_out
 from zarr_dask_stream.stages.transform import Decode, Filter, Map, check_function
 from zarr_dask_stream.stages.windows import InWindow, parse_along, parse_every
 from zarr_dask_stream.watch.report import Report
+from zarr_dask_stream.watch.widget import StreamWidget
 
 __all__ = ["ChunkStream", "store_errors", "stream_chunks"]
 
@@ -267,6 +268,7 @@ class ChunkStream(Generic[T_co]):
         self._options = options
         self._report = Report(outcome="not started")
         self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._widgets: weakref.WeakSet[StreamWidget] = weakref.WeakSet()
         self._paused = False
 
     # -- what it is ---------------------------------------------------------------------------------
@@ -1065,6 +1067,46 @@ class ChunkStream(Generic[T_co]):
         client = self._options.client or active_client()
         return functools.partial(self._new_run, deliver=True, shared=True, client=client)
 
+    # -- ways to watch and steer it -------------------------------------------------------------------
+
+    def widget(self) -> StreamWidget:
+        """Make a live widget for notebooks: chunk map, rates, dead letters, and buttons that act.
+
+        Display it before the stream is iterated, in the same cell or an earlier one. It follows every run of this
+        very stream; stages return new streams, so it comes last.
+
+        Returns
+        -------
+        StreamWidget
+            Shown as the last value of a cell, or by ``display(stream.widget())``. When a run is over, a picture
+            without scripts takes its place, which stays in the saved notebook.
+
+        Raises
+        ------
+        UsageError
+            If anywidget is not installed; the extra ``notebook`` has it.
+
+        Notes
+        -----
+        While a cell iterates the stream, the kernel is busy. Buttons act all the same with ipykernel 7.4 or newer
+        in any front end, and with older releases of ipykernel 7 in JupyterLab from 4.4. Elsewhere they act at the
+        end of the cell, unless the stream runs in a thread: ``threading.Thread(target=stream.run).start()``.
+
+        Examples
+        --------
+        >>> import zarr
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = stream_chunks(array, concurrency=1)
+        >>> widget = stream.widget()
+        >>> widget.frame["badge"]
+        'not started'
+        >>> widget.close()
+        """
+        o = self._options
+        widget = StreamWidget(self, name=repr(self), grid_shape=o.plan.grid.grid_shape, dims=self.dims, limit=o.limit)
+        self._widgets.add(widget)
+        return widget
+
     @property
     def rate_limit(self) -> RateLimit | None:
         """Bound on requests and bytes per second; may be set while a run goes on."""
@@ -1077,6 +1119,11 @@ class ChunkStream(Generic[T_co]):
         self._options = dataclasses.replace(self._options, rate_limit=limit)
         for run in list(self._runs):
             run.change_rate(limit)
+
+    @property
+    def paused(self) -> bool:
+        """Whether nothing new is submitted, since `pause`."""
+        return self._paused
 
     def pause(self) -> None:
         """Submit nothing new until `resume`; what is in flight comes back and can be taken.
@@ -1120,6 +1167,8 @@ class ChunkStream(Generic[T_co]):
         self._report = run.report
         run.pause(paused=self._paused)
         self._runs.add(run)
+        for widget in list(self._widgets):
+            widget.follow(run.report, run.tell_also)
         return run
 
     def _rehearse(self, executor: Any) -> Iterator[Any]:
