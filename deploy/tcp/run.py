@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -30,14 +30,14 @@ class StartError(Exception):
 
 
 @contextmanager
-def part(name: str, command: Sequence[str], logs: Path) -> Iterator[subprocess.Popen[bytes]]:
+def part(name: str, command: Sequence[str], logs: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a part of the cluster; ask it to end with the block, and insist after a while.
 
     It gets a session of its own: Ctrl-C is for the command alone, and nothing that it started outlives it.
     """
     with (logs / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=env
         )
     try:
         yield process
@@ -48,6 +48,11 @@ def part(name: str, command: Sequence[str], logs: Path) -> Iterator[subprocess.P
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def environment(tls: Path | None) -> dict[str, str]:
+    """Return the environment of cluster and command: with certificates, Dask finds its settings beside them."""
+    return {**os.environ, **({} if tls is None else {"DASK_CONFIG": str(tls.resolve())})}
 
 
 def wait_for(file: Path, name: str, process: subprocess.Popen[bytes], logs: Path) -> None:
@@ -66,22 +71,23 @@ def cluster(options: argparse.Namespace, logs: Path) -> Iterator[str]:
     file = logs / "scheduler.json"
     file.unlink(missing_ok=True)
     place = ["--host", options.host, "--port", str(options.port), "--scheduler-file", str(file)]
-    dashboard = ["--dashboard-address", options.dashboard]
+    place += ["--protocol", "tcp" if options.tls is None else "tls", "--dashboard-address", options.dashboard]
     with ExitStack() as stack:
-        scheduler = stack.enter_context(part("scheduler", ["dask", "scheduler", *place, *dashboard], logs))
+        env = environment(options.tls)
+        scheduler = stack.enter_context(part("scheduler", ["dask", "scheduler", *place], logs, env))
         wait_for(file, "scheduler", scheduler, logs)
         address = str(json.loads(file.read_text())["address"])
         for number in range(1, options.workers + 1):
             name = f"worker-{number}"
             command = ["dask", "worker", address, "--name", name, "--host", options.host]
             command += ["--nthreads", str(options.threads), "--memory-limit", options.memory, "--no-dashboard"]
-            stack.enter_context(part(name, [*command, "--local-directory", str(logs)], logs))
+            stack.enter_context(part(name, [*command, "--local-directory", str(logs)], logs, env))
         yield address
 
 
-def run(command: Sequence[str]) -> int:
+def run(command: Sequence[str], env: Mapping[str, str]) -> int:
     """Run the command in the foreground and return its exit code."""
-    job = subprocess.Popen(command)
+    job = subprocess.Popen(command, env=env)
     # Ctrl-C reaches the command by itself, as it shares our terminal; SIGTERM is for us to pass on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: job.terminate())
@@ -98,11 +104,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="the scheduler's port (default: any free one)")
     parser.add_argument("--dashboard", default="127.0.0.1:0", help="address of the dashboard (default: any free port)")
+    parser.add_argument("--tls", type=Path, metavar="FOLDER", help="what certificates.py made (default: no TLS)")
     parser.add_argument("--logs", type=Path, help="folder in which the logs stay (default: none)")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="with {scheduler} for the scheduler's address")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"a cluster needs at least one worker, got {options.workers}")
+    if options.tls is not None and not (options.tls / "dask.yaml").exists():
+        parser.error(f"--tls takes a folder that certificates.py has made, and {options.tls} is none")
     return options
 
 
@@ -118,7 +127,8 @@ def main() -> int:
         try:
             address = stack.enter_context(cluster(options, logs.resolve()))
             print(f"scheduler at {address}, {options.workers} worker(s) starting", file=sys.stderr)
-            return run([word.replace("{scheduler}", address) for word in options.command])
+            words = [word.replace("{scheduler}", address) for word in options.command]
+            return run(words, environment(options.tls))
         except (StartError, FileNotFoundError) as error:
             print(f"run.py: {error}", file=sys.stderr)
             return 3

@@ -1,0 +1,140 @@
+"""The Slurm deployment on a real Slurm: its script, its batch job, jobs that are cancelled in mid-run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from chaos.scene import write_rows
+from deploy.midrun import COUNT, answer_in, stats, wait_for_progress
+from realparts.packages import need_debian, python_with
+from realparts.process import Process, wait_until
+from realparts.slurm import DEBIAN, Slurm, run_slurm
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+WORKERS = ["--interface", "lo", "--memory", "1GB"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@dataclass(frozen=True)
+class Login:
+    """A place to submit jobs from."""
+
+    slurm: Slurm
+    python: str
+    folder: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """With `zds` of the tests, and the Python that has dask-jobqueue before it."""
+        places = [str(Path(self.python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        # A worker that is lost is missed after 15 s unless this says otherwise.
+        soon = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}
+        return {"PATH": os.pathsep.join(places), "PYTHONWARNINGS": "ignore", **soon, **self.slurm.env}
+
+    def start(self, name: str, *words: str) -> Process:
+        """Run the deployment's script in the foreground."""
+        script = [self.python, str(DEPLOY / "slurm" / "run.py"), *WORKERS]
+        return Process.start(name, [*script, *words], folder=self.folder, env=self.env)
+
+    def submit(self, url: str, ledger: str) -> str:
+        """Submit the deployment's batch job and return its number."""
+        options = ["--parsable", "--mem=500M", f"--output={self.folder}/batch.out", f"--error={self.folder}/batch.err"]
+        own = {"DEPLOY": str(DEPLOY), "WORKERS": " ".join([*WORKERS, "--jobs", "2"])}
+        command = ["sbatch", *options, str(DEPLOY / "slurm" / "stats.sbatch"), url, ledger]
+        return self.slurm.ask(*command, env={**self.env, **own}, cwd=self.folder)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    need_debian(*DEBIAN)
+    with run_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def login(slurm: Slurm, tmp_path: Path) -> Iterator[Login]:
+    yield Login(slurm, python_with(DEPLOY / "slurm" / "requirements.txt"), tmp_path)
+    wait_until(lambda: not slurm.jobs(), what="all workers to be given back", timeout_s=30)
+    assert not list(tmp_path.glob(".zds-slurm-*"))  # the keys of the run
+
+
+@pytest.mark.sample
+def test_the_batch_job(login: Login) -> None:
+    url, ledger = str(login.folder / "rows.zarr"), str(login.folder / "stats.ledger")
+    data = write_rows(url, COUNT)
+    job = login.submit(url, ledger)
+    wait_until(lambda: login.slurm.state_of(job) not in {"PENDING", "RUNNING"}, what="the job's end", timeout_s=120)
+    said = (login.folder / "batch.err").read_text()
+    assert login.slurm.state_of(job) == "COMPLETED", said
+    answer = answer_in((login.folder / "batch.out").read_text())
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
+    assert all(worker.startswith("tls://127.0.0.1:") for worker in answer["report"]["workers"])
+
+
+def test_a_worker_job_that_is_cancelled_is_replaced(login: Login) -> None:
+    url, ledger = login.folder / "rows.zarr", login.folder / "stats.ledger"
+    data = write_rows(str(url), COUNT)
+    run = login.start("run", "--jobs", "2", "--", "zds", *stats(url, ledger, "{scheduler}"))
+    try:
+        wait_until(lambda: len(login.slurm.running("dask-worker")) == 2, what="two workers", timeout_s=60)
+        wait_for_progress(run, ledger)
+        first = login.slurm.running("dask-worker")
+        login.slurm.ask("scancel", first[0])
+        wait_until(
+            lambda: not run.alive or bool({*login.slurm.running("dask-worker")} - {*first}),
+            what="another worker",
+            timeout_s=60,
+        )
+        assert run.alive, run.tail()
+        wait_until(lambda: not run.alive, what="the end of the run", timeout_s=90)
+        assert run.popen.returncode == 0, run.tail()
+        answer = answer_in(run.log.read_text())
+    finally:
+        run.end(grace_s=20)
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
+    assert answer["report"]["emitted"] == COUNT
+
+
+def test_a_run_that_is_ended_gives_back_its_workers_and_goes_on_later(login: Login) -> None:
+    url, ledger = login.folder / "rows.zarr", login.folder / "stats.ledger"
+    data = write_rows(str(url), COUNT)
+    job = ["--jobs", "1", "--", "zds", *stats(url, ledger, "{scheduler}")]
+    first = login.start("first", *job)
+    try:
+        wait_for_progress(first, ledger)
+        first.popen.terminate()
+        wait_until(lambda: not first.alive, what="the end of the run", timeout_s=60)
+        assert first.popen.returncode == 130, first.tail()
+    finally:
+        first.end(grace_s=20)
+    again = login.start("again", *job)
+    try:
+        wait_until(lambda: not again.alive, what="the end of the run", timeout_s=90)
+        assert again.popen.returncode == 0, again.tail()
+        answer = answer_in(again.log.read_text())
+    finally:
+        again.end(grace_s=20)
+    assert 0 < answer["report"]["resumed"] < COUNT
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
+
+
+def test_a_client_that_dies_leaves_no_workers(login: Login) -> None:
+    url, ledger = login.folder / "rows.zarr", login.folder / "stats.ledger"
+    write_rows(str(url), COUNT)
+    run = login.start("run", "--jobs", "2", "--", "zds", *stats(url, ledger, "{scheduler}"))
+    try:
+        wait_for_progress(run, ledger)
+    finally:
+        run.kill()
+    wait_until(lambda: not login.slurm.jobs(), what="the workers to end by themselves", timeout_s=90)
+    (keys,) = login.folder.glob(".zds-slurm-*")
+    assert keys.stat().st_mode & 0o077 == 0
+    shutil.rmtree(keys)
