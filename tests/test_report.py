@@ -164,16 +164,15 @@ def test_nothing_gets_into_the_page_unescaped(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>&"
     report = folded([RunStarted(0.0, 1, 8, (1,), evil), ChunkDeadLettered(0.0, 0, letter(0, evil))])
     report.handle(RunFinished(1.0, "failed", 1, 0.0, 1, 8, evil))
-    page = report.to_html(str(tmp_path / "r.html")).read_text(encoding="utf-8")
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 3
-    assert "<script" not in report._repr_html_()
+    for page in (report.to_html(str(tmp_path / "r.html")).read_text(encoding="utf-8"), report._repr_html_()):
+        assert "<script" not in page
+        assert page.count("&lt;script&gt;") >= 3
 
 
 def test_many_dead_letters_are_shown_in_part_and_counted_whole() -> None:
     report = folded([ChunkDeadLettered(0.0, n, letter(n, f"message {n}")) for n in range(200)])
     assert "190 more" in str(report)
-    assert "150 more" in report._repr_html_()
+    assert "180 more in .dead_letters" in report._repr_html_()
     assert len(report.to_dict()["dead_letters"]) == 200
 
 

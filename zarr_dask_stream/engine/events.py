@@ -117,6 +117,7 @@ class Failure:
 class BatchStats:
     """Where the time of one batch went on its worker, seconds and bytes.
 
+    `fetch_s` adds up what each request took; on a remote store many are under way at once, and it exceeds `wall_s`.
     `again` counts chunks of boxes that were read again within the batch, `throttled` those of them for which
     the store had asked for less.
     """
@@ -137,6 +138,11 @@ class BatchStats:
     again: int = 0
     throttled: int = 0
     filled: int = 0
+
+    @property
+    def waited_s(self) -> float:
+        """How long the batch's thread waited for the store: requests overlap, and are part of its own time."""
+        return min(self.fetch_s, max(self.wall_s - self.setup_s - self.decode_s - self.compute_s, 0.0))
 
 
 @dataclass(slots=True)

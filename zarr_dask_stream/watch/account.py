@@ -104,7 +104,7 @@ class Account(Callback):
         self.bytes_decoded += stats.bytes_decoded
         self.bytes_written += stats.bytes_written
         spent = self.time
-        spent["fetch"] += stats.fetch_s
+        spent["fetch"] += stats.waited_s
         spent["decode"] += stats.decode_s
         spent["compute"] += stats.compute_s
         spent["transfer"] += notice.transfer_s

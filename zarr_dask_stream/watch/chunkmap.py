@@ -502,15 +502,19 @@ class Picture:
         """Chunks in each state."""
         return dict(zip(STATES, self.counts.sum(axis=(0, 1)).tolist(), strict=True))
 
+    def place(self, row: int, column: int) -> str:
+        """Return which grid indices a cell holds, such as "(3, 0..7)"."""
+        places = [str(a) if b - a == 1 else f"{a}..{b - 1}" for a, b in self.layout.bounds(row, column)]
+        return f"({', '.join(places)}{',' if len(places) == 1 else ''})"
+
     def label(self, row: int, column: int) -> str:
         """Return one line for a person about a cell: which chunks, and what has become of them."""
-        places = [str(a) if b - a == 1 else f"{a}..{b - 1}" for a, b in self.layout.bounds(row, column)]
-        which = f"({', '.join(places)}{',' if len(places) == 1 else ''})"
+        which = self.place(row, column)
         found = self.counts[row, column]
         held = int(found.sum())
         if not held:
             return f"{which}: not part of this run"
-        if held == 1 and not any(".." in place for place in places):
+        if held == 1 and ".." not in which:
             text = f"chunk {which}: {STATES[int(found.argmax())]}"
         else:
             several = sorted(np.flatnonzero(found).tolist(), key=lambda state: -int(found[state]))

@@ -287,7 +287,7 @@ class History(Callback):
             ("stored", stats.bytes_stored),
             ("written", stats.bytes_written),
             ("retries", stats.again),
-            ("fetch", stats.fetch_s),
+            ("fetch", stats.waited_s),
             ("decode", stats.decode_s),
             ("compute", stats.compute_s),
             ("transfer", notice.transfer_s),
@@ -316,7 +316,7 @@ class History(Callback):
         worker.chunks += chunks
         worker.batches += 1
         worker.wall_s += stats.wall_s
-        worker.fetch_s += stats.fetch_s
+        worker.fetch_s += stats.waited_s
         worker.decode_s += stats.decode_s
         worker.compute_s += stats.compute_s
         worker.bytes_stored += stats.bytes_stored

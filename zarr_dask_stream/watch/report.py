@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zarr_dask_stream.engine.events import Notice
 from zarr_dask_stream.watch.account import Account, WorkerShare, human_bytes, human_seconds
+from zarr_dask_stream.watch.advice import Advice, advise
 from zarr_dask_stream.watch.chunkmap import ChunkMap
 from zarr_dask_stream.watch.history import History
+from zarr_dask_stream.watch.page import notebook_page, whole_page
+from zarr_dask_stream.watch.plot import figure_of
 
 __all__ = ["Report", "WorkerShare", "human_bytes", "human_seconds"]
-
-_LETTERS_SHOWN = 50  # on a page
 
 
 @dataclass
@@ -44,8 +45,8 @@ class Report(Account):
     wall_s : float
         Duration, seconds.
     time : dict of str to float
-        Seconds by phase. "fetch", "decode" and "compute" (functions, and what a target costs) are summed over the
-        workers' threads;
+        Seconds by phase. "fetch" (waiting for the store), "decode" and "compute" (functions, and what a target
+        costs) are summed over the workers' threads;
         "schedule" and "transfer" over tasks (what a task took beyond its work, and its results' way
         to the client); "consumer" is how long the stream waited for whoever iterates.
     dead_letters : list of DeadLetter
@@ -83,37 +84,77 @@ class Report(Account):
 
     # -- how it is shown ----------------------------------------------------------------------------
 
+    def advice(self) -> list[Advice]:
+        """Say what would make the run faster or more reliable, the most urgent first.
+
+        Returns
+        -------
+        list of Advice
+            Each with a `title`, and a `text` with the figures it rests on. Empty where nothing stands out, and where
+            the run was too short to tell.
+
+        Examples
+        --------
+        >>> Report().advice()
+        []
+        """
+        return advise(self, self.history)
+
     def to_html(self, path: str | Path) -> Path:
-        """Write the account as one self-contained HTML file and return its path."""
+        """Write the report as one HTML file that needs nothing else.
+
+        It has the chunk map, rates and what was in flight over time, latencies by phase, where the time went, a table
+        of workers, errors by their cause, dead letters and advice; light or dark as the reader's system is, and fit
+        for print. No script runs in it, and nothing is loaded. It may be written at any moment of a run.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file; what is there is replaced. Its folder has to exist.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        OSError
+            If the file can't be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(Report().to_html(f"{folder}/report.html").name)
+        report.html
+        """
         target = Path(path)
-        page = (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>Stream report</title>'
-            "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem;"
-            "color-scheme:light dark}th{text-align:left;padding-right:1.5rem;vertical-align:top}</style>"
-            f"<h1>Stream report</h1>{self._repr_html_()}</html>"
-        )
-        target.write_text(page, encoding="utf-8")
+        target.write_text(whole_page(self, self.history, self.chunkmap), encoding="utf-8")
         return target
 
+    def plot(self) -> Any:
+        """Draw the run as a figure: chunk map, rates and what was in flight over time, latencies, time by phase.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            It belongs to no window and no backend; a notebook shows it, ``figure.savefig(path)`` keeps it.
+
+        Raises
+        ------
+        UsageError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> len(Report().plot().axes) > 3
+        True
+        """
+        return figure_of(self, self.history, self.chunkmap)
+
     def _repr_html_(self) -> str:
-        lines = "".join(
-            f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>'
-            for name, text in self.rows()
-        )
-        letters = "".join(
-            f"<tr><td>{html.escape(str(x.index))}</td><td>{x.attempts}</td><td>{html.escape(x.error_type)}</td>"
-            f"<td>{html.escape(x.message)}</td></tr>"
-            for x in self.dead_letters[:_LETTERS_SHOWN]
-        )
-        hidden = len(self.dead_letters) - _LETTERS_SHOWN
-        if hidden > 0:
-            letters += f'<tr><td colspan="4">... and {hidden:,} more in .dead_letters</td></tr>'
-        if letters:
-            letters = (
-                '<table><caption>Dead letters</caption><tr><th scope="col">chunk</th><th scope="col">attempts</th>'
-                f'<th scope="col">error</th><th scope="col">message</th></tr>{letters}</table>'
-            )
-        return f"<table>{lines}</table>{letters}"
+        return notebook_page(self, self.history, self.chunkmap)
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.rows())
