@@ -38,7 +38,7 @@ WITH = "http,obstore,s3,xarray"
 APART = ("formats", "benchmarks", "deploy", "test_docs.py", "test_readme.py", "test_notebooks.py", "test_packaging.py")
 
 
-@nox.session(python=NEWEST)
+@nox.session
 def build(session: nox.Session) -> None:
     """Make the source distribution, and the wheel out of it; remove the source that was unpacked for it."""
     shutil.rmtree(DIST, ignore_errors=True)

@@ -33,6 +33,7 @@ BRINGS = {
     "metrics": ("prometheus_client",),
     "otel": ("opentelemetry",),
     "dashboard": ("bokeh",),
+    "examples": ("msprime", "bio2zarr"),
 }
 
 

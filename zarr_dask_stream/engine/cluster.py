@@ -167,6 +167,14 @@ def check_client(client: Any) -> None:
     _check_own(client)
 
 
+class _ThreadsOnLoopback(distributed.Worker):
+    """A worker inside this process, which is nobody else's business."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # Each worker serves its state over HTTP, and one without an address of its own does so to every network.
+        super().__init__(*args, **{**options, "dashboard_address": "127.0.0.1:0"})
+
+
 def embedded_cluster(threads: int | None = None, processes: int = 0) -> distributed.Client:
     """Start a cluster on this host; whoever asked for it closes the client and its ``.cluster``.
 
@@ -182,6 +190,7 @@ def embedded_cluster(threads: int | None = None, processes: int = 0) -> distribu
         n_workers=processes or 1,
         threads_per_worker=max(threads // processes, 1) if processes else threads,
         processes=bool(processes),
+        worker_class=None if processes else _ThreadsOnLoopback,
         dashboard_address="127.0.0.1:0",
         scheduler_kwargs={"dashboard": False},
         # A worker inside this process would count all of this process's memory as its own and pause.
