@@ -28,6 +28,11 @@ def text_of(output: Any) -> str:
     return json.dumps({kind: data for kind, data in output.get("data", {}).items() if not kind.startswith("image/")})
 
 
+def pictures_of(notebook: Any) -> list[str]:
+    """The kinds of all pictures, in order."""
+    return [kind for output in outputs_of(notebook) for kind in output.get("data", {}) if kind.startswith("image/")]
+
+
 def execute(name: str, folder: Path, *expressions: str) -> tuple[Any, dict[str, Any]]:
     """Run a notebook with one more cell at its end, and return it with the values of `expressions`."""
     notebook = read(NOTEBOOKS / name)
@@ -45,7 +50,7 @@ def test_committed_outputs_are_whole_and_name_no_machine(path: Path) -> None:
     outputs = outputs_of(read(path))
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [text for output in outputs if _OF_A_MACHINE.search(text := text_of(output))]
-    assert path.stat().st_size < 2**20
+    assert path.stat().st_size < 420_000
 
 
 @pytest.mark.slow
@@ -75,5 +80,39 @@ def test_chunk_streaming(tmp_path: Path) -> None:
     outputs = outputs_of(notebook)
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
-    pictures = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
-    assert pictures == ["image/png"] * 3 + ["image/jpeg"]
+    assert pictures_of(notebook) == ["image/png"] * 3 + ["image/jpeg"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        pytest.param(
+            "02_parallel_reads.ipynb",
+            {
+                "max(speeds) > 2 * alone.chunks_per_s": True,
+                "chosen > 2 * alone.chunks_per_s": True,
+                "[report.emitted for report in (waited, asked_again, held)]": [512, 512, 512],
+                "sum(count for *_, count in tasks.bars)": 512,
+            },
+        ),
+        pytest.param(
+            "09_image_tiles_and_variants.ipynb",
+            {
+                "places == at_once": True,
+                "len(wrong) > 5": True,
+                "common.shape[1] == genomes.num_sites": True,
+            },
+        ),
+    ],
+    ids=lambda given: given[:2] if isinstance(given, str) else "",
+)
+def test_the_others(name: str, facts: dict[str, Any], tmp_path: Path) -> None:
+    committed = len(pictures_of(read(NOTEBOOKS / name)))
+    notebook, values = execute(name, tmp_path, *facts)
+    assert values == facts
+    outputs = outputs_of(notebook)
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert len(pictures_of(notebook)) == committed > 0
