@@ -18,16 +18,17 @@ def stats(url: Path, ledger: Path, scheduler: str) -> list[str]:
     return [*words, "--rate-limit", f"{RATE}/s", "--json"]
 
 
+def has_progress(ledger: Path) -> bool:
+    """Whether the ledger holds some chunks and others are to come: some seconds after the start, when it is saved."""
+    try:
+        return 0 < int(json.loads(ledger.read_text())["finished"]) < COUNT
+    except (OSError, ValueError):
+        return False
+
+
 def wait_for_progress(job: Process, ledger: Path) -> None:
-    """Wait until the ledger holds some chunks and others are to come: after five seconds, when it is first saved."""
-
-    def progress() -> bool:
-        try:
-            return 0 < int(json.loads(ledger.read_text())["finished"]) < COUNT
-        except (OSError, ValueError):
-            return False
-
-    job.wait_ready(progress, timeout_s=90)
+    """Wait until a job has chunks in its ledger, and others to come."""
+    job.wait_ready(lambda: has_progress(ledger), timeout_s=90)
 
 
 def answer_in(text: str) -> dict[str, Any]:

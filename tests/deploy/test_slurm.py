@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chaos.scene import write_rows
-from deploy.midrun import COUNT, answer_in, stats, wait_for_progress
+from deploy.midrun import COUNT, RATE, answer_in, has_progress, stats, wait_for_progress
 from realparts.packages import need_debian, python_with
 from realparts.process import Process, wait_until
 from realparts.slurm import DEBIAN, Slurm, run_slurm
@@ -44,12 +45,20 @@ class Login:
         script = [self.python, str(DEPLOY / "slurm" / "run.py"), *WORKERS]
         return Process.start(name, [*script, *words], folder=self.folder, env=self.env)
 
-    def submit(self, url: str, ledger: str) -> str:
+    def submit(self, url: Path, ledger: Path, *words: str) -> str:
         """Submit the deployment's batch job and return its number."""
         options = ["--parsable", "--mem=500M", f"--output={self.folder}/batch.out", f"--error={self.folder}/batch.err"]
         own = {"DEPLOY": str(DEPLOY), "WORKERS": " ".join([*WORKERS, "--jobs", "2"])}
-        command = ["sbatch", *options, str(DEPLOY / "slurm" / "stats.sbatch"), url, ledger]
+        command = ["sbatch", *options, str(DEPLOY / "slurm" / "stats.sbatch"), str(url), str(ledger), *words]
         return self.slurm.ask(*command, env={**self.env, **own}, cwd=self.folder)
+
+    def end_of(self, job: str) -> tuple[str, dict[str, Any]]:
+        """Wait until a batch job has ended, and return its state and what it printed last."""
+        ended = {"PENDING", "RUNNING", "COMPLETING"}.isdisjoint
+        wait_until(lambda: ended({self.slurm.state_of(job)}), what="the end of the job", timeout_s=120)
+        said = (self.folder / "batch.out").read_text()
+        assert said, (self.folder / "batch.err").read_text()
+        return self.slurm.state_of(job), answer_in(said[said.rindex("\n{") if "\n{" in said else 0 :])
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +77,28 @@ def login(slurm: Slurm, tmp_path: Path) -> Iterator[Login]:
 
 @pytest.mark.sample
 def test_the_batch_job(login: Login) -> None:
-    url, ledger = str(login.folder / "rows.zarr"), str(login.folder / "stats.ledger")
-    data = write_rows(url, COUNT)
-    job = login.submit(url, ledger)
-    wait_until(lambda: login.slurm.state_of(job) not in {"PENDING", "RUNNING"}, what="the job's end", timeout_s=120)
-    said = (login.folder / "batch.err").read_text()
-    assert login.slurm.state_of(job) == "COMPLETED", said
-    answer = answer_in((login.folder / "batch.out").read_text())
+    url, ledger = login.folder / "rows.zarr", login.folder / "stats.ledger"
+    data = write_rows(str(url), COUNT)
+    state, answer = login.end_of(login.submit(url, ledger))
+    assert state == "COMPLETED"
     assert (answer["count"], answer["mean"]) == (data.size, data.mean())
     assert all(worker.startswith("tls://127.0.0.1:") for worker in answer["report"]["workers"])
+
+
+def test_a_batch_job_out_of_time_goes_on_when_it_is_submitted_again(login: Login) -> None:
+    url, ledger = login.folder / "rows.zarr", login.folder / "stats.ledger"
+    data = write_rows(str(url), COUNT)
+    slowly = ["--rate-limit", f"{RATE}/s"]
+    job = login.submit(url, ledger, *slowly)
+    wait_until(lambda: has_progress(ledger), what="chunks in the ledger", timeout_s=90)
+    login.slurm.ask("scancel", "--batch", "--signal=TERM", job)  # as Slurm does, two minutes before the time is up
+    state, answer = login.end_of(job)
+    assert state == "FAILED"  # exit code 130: what depends on `afternotok` comes now
+    assert 0 < answer["report"]["emitted"] < COUNT
+    state, answer = login.end_of(login.submit(url, ledger, *slowly))
+    assert state == "COMPLETED"
+    assert 0 < answer["report"]["resumed"] < COUNT
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
 
 
 def test_a_worker_job_that_is_cancelled_is_replaced(login: Login) -> None:
@@ -101,29 +123,6 @@ def test_a_worker_job_that_is_cancelled_is_replaced(login: Login) -> None:
         run.end(grace_s=20)
     assert (answer["count"], answer["mean"]) == (data.size, data.mean())
     assert answer["report"]["emitted"] == COUNT
-
-
-def test_a_run_that_is_ended_gives_back_its_workers_and_goes_on_later(login: Login) -> None:
-    url, ledger = login.folder / "rows.zarr", login.folder / "stats.ledger"
-    data = write_rows(str(url), COUNT)
-    job = ["--jobs", "1", "--", "zds", *stats(url, ledger, "{scheduler}")]
-    first = login.start("first", *job)
-    try:
-        wait_for_progress(first, ledger)
-        first.popen.terminate()
-        wait_until(lambda: not first.alive, what="the end of the run", timeout_s=60)
-        assert first.popen.returncode == 130, first.tail()
-    finally:
-        first.end(grace_s=20)
-    again = login.start("again", *job)
-    try:
-        wait_until(lambda: not again.alive, what="the end of the run", timeout_s=90)
-        assert again.popen.returncode == 0, again.tail()
-        answer = answer_in(again.log.read_text())
-    finally:
-        again.end(grace_s=20)
-    assert 0 < answer["report"]["resumed"] < COUNT
-    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
 
 
 def test_a_client_that_dies_leaves_no_workers(login: Login) -> None:
