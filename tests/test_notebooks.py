@@ -98,6 +98,14 @@ def test_chunk_streaming(tmp_path: Path) -> None:
             },
         ),
         pytest.param(
+            "07_similarity_search.ipynb",
+            {
+                "rows * columns": 207825,
+                "[len(places) for places in matches.values()]": [10] * 4,
+                "search.report.emitted": 27,
+            },
+        ),
+        pytest.param(
             "09_image_tiles_and_variants.ipynb",
             {
                 "places == at_once": True,
