@@ -214,9 +214,10 @@ def connected(address: str | None = None, processes: int = 0) -> Iterator[distri
     if address:
         try:
             asyncio.run(_knock(address))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:  # the last two where it is about certificates
             raise ClusterError(
-                f"no Dask scheduler answers at {address} ({error}); expected an address such as tcp://host:8786"
+                f"no Dask scheduler answers at {address} ({error}); expected an address such as tcp://host:8786, or "
+                "tls://host:8786 where Dask is configured with certificates"
             ) from error
         with distributed.Client(address, timeout=_CONNECT_S, set_as_default=False) as client:
             yield client
