@@ -19,8 +19,7 @@ import pytest
 import yaml
 
 from chaos.scene import write_rows
-from realparts.namespaces import why_not
-from realparts.packages import absent, python_with, unpacked
+from realparts.packages import need_namespaces, python_with, unpacked
 from realparts.process import wait_until
 from realparts.stage import Stage, run_stage
 from zarr_dask_stream.cli.command import zds
@@ -302,8 +301,7 @@ def filled(container: Document, **values: str) -> tuple[list[str], dict[str, str
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    if reason := why_not():
-        absent(reason)
+    need_namespaces()
     service = ["zds-scheduler", "zds-scheduler.zds.svc.cluster.local"]
     with run_stage(tmp_path, {"scheduler": service, "worker": ["worker"], "job": ["job"]}) as stage:
         yield stage

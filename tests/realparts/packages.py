@@ -15,6 +15,8 @@ from typing import NoReturn
 import pytest
 from filelock import FileLock
 
+from realparts.namespaces import why_not
+
 _CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 
@@ -23,6 +25,12 @@ def absent(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def need_namespaces() -> None:
+    """Skip where this user can't make network namespaces; root can, and has to under CI."""
+    if reason := why_not():
+        absent(reason) if os.geteuid() == 0 else pytest.skip(reason)
 
 
 def _cache() -> Path:
@@ -45,15 +53,15 @@ def _apt(*arguments: str) -> None:
 
 
 def need_debian(*packages: str) -> None:
-    """Install what is missing of these Debian packages, without starting their services; skip where that can't be."""
+    """Install what is missing of these Debian packages, without starting their services; skip where only root may."""
     if shutil.which("dpkg-query") is None:
-        absent(f"no Debian to install {', '.join(packages)} on")
+        pytest.skip(f"no Debian to install {', '.join(packages)} on")
     with FileLock(_cache() / "apt.lock"):
         missing = [package for package in packages if not _installed(package)]
         if not missing:
             return
         if os.geteuid() != 0:
-            absent(f"only root may install what is missing: apt-get install {' '.join(missing)}")
+            pytest.skip(f"only root may install what is missing: apt-get install {' '.join(missing)}")
         # Debian asks this file before it starts a service; one that is there has its reasons.
         policy = Path("/usr/sbin/policy-rc.d")
         ours = not policy.exists()
