@@ -28,6 +28,13 @@ from distributed import Security
 CERTIFICATES = Path(__file__).resolve().parents[1] / "tcp" / "certificates.py"
 
 
+def refuse_if_slurm_would(script: str) -> None:
+    """Ask Slurm what it thinks of a worker's job: refused later, it would leave the command waiting for workers."""
+    asked = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        raise RuntimeError(f"Slurm would refuse the jobs of the workers: {asked.stderr.strip()}")
+
+
 @contextmanager
 def cluster(options: argparse.Namespace, folder: Path) -> Iterator[SLURMCluster]:
     """Run a scheduler here and let Slurm run the workers; all their files are in a folder that every node sees."""
@@ -46,6 +53,7 @@ def cluster(options: argparse.Namespace, folder: Path) -> Iterator[SLURMCluster]
         job_extra_directives=options.directive,
         scheduler_options={"dashboard_address": options.dashboard},
     ) as started:
+        refuse_if_slurm_would(started.job_script())
         # A worker that Slurm has ended is missed and asked for again; `scale` would ask once.
         started.adapt(minimum_jobs=options.jobs, maximum_jobs=max(options.jobs, options.max_jobs))
         yield started
@@ -100,6 +108,9 @@ def main() -> int:
                 return run(words, {**os.environ, "DASK_CONFIG": str(Path(folder) / "tls")})
         except KeyboardInterrupt:
             return 130
+        except FileNotFoundError as error:
+            print(f"run.py: there is no command {error.filename} on this host", file=sys.stderr)
+            return 3
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             print(f"run.py: {error}", file=sys.stderr)
             return 3

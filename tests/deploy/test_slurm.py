@@ -137,3 +137,14 @@ def test_a_client_that_dies_leaves_no_workers(login: Login) -> None:
     (keys,) = login.folder.glob(".zds-slurm-*")
     assert keys.stat().st_mode & 0o077 == 0
     shutil.rmtree(keys)
+
+
+def test_what_slurm_refuses_is_said_at_once(login: Login) -> None:
+    wrong = login.start("wrong", "--partition", "nowhere", "--", "true")
+    try:
+        wait_until(lambda: not wrong.alive, what="the end of the run", timeout_s=30)
+        assert wrong.popen.returncode == 3
+        assert "Slurm would refuse the jobs of the workers" in wrong.tail()
+        assert "nowhere" in wrong.tail() or "partition" in wrong.tail()
+    finally:
+        wrong.end(grace_s=20)
