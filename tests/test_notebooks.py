@@ -106,6 +106,14 @@ def test_chunk_streaming(tmp_path: Path) -> None:
             },
         ),
         pytest.param(
+            "08_market_ticks_stress.ipynb",
+            {
+                "mistakes": 0,
+                "[len(tables), BARS]": [20, 78],
+                "sum(int(table[:, 6].sum()) for table in tables.values()) == int(sizes.sum())": True,
+            },
+        ),
+        pytest.param(
             "09_image_tiles_and_variants.ipynb",
             {
                 "places == at_once": True,
