@@ -325,7 +325,7 @@ def test_every_state_stands_out_from_the_ground(scheme: str) -> None:
 def test_states_can_be_told_apart_by_everybody(scheme: str, sight: str) -> None:
     seen = {state: _lab(SIGHT[sight] @ _linear(colour)) for state, colour in COLOURS[scheme].items()}
     for one, other in itertools.combinations(STATES, 2):
-        assert np.linalg.norm(seen[one] - seen[other]) >= 12, (one, other)
+        assert np.linalg.norm(seen[one] - seen[other]) >= 17, (one, other)
 
 
 # -- on a real stream -------------------------------------------------------------------------------

@@ -281,3 +281,26 @@ def test_bad_chunks_are_run_again_after_the_repair_and_only_those(folder: Path) 
 def test_a_list_that_does_not_fit_is_wrong_usage(folder: Path, text: str, says: str) -> None:
     (folder / "bad").write_bytes(text.encode(errors="surrogateescape"))
     assert says in sentence(run("verify", "a.zarr", "--only-failed", "bad"))
+
+
+def test_the_report_of_a_run_is_a_page_beside_its_results(folder: Path) -> None:
+    """Of every command that streams, and of runs with bad chunks, too."""
+    damage(folder, 3)
+    commands = [
+        ["stats", "a.zarr"],
+        ["verify", "a.zarr"],
+        ["run", "mine:everything", "a.zarr", "--out", "lines.jsonl"],
+        ["copy", "a.zarr", "copied.zarr"],
+    ]
+    for command in commands:
+        page = folder / f"{command[0]}.html"
+        result = run(*command, "--report", str(page))
+        assert result.exit_code == 1, result.output
+        text = page.read_text(encoding="utf-8")
+        assert "a.zarr" in text
+        assert "1 chunk given up" in text
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_the_work(folder: Path) -> None:
+    result = run("stats", "a.zarr", "--report", str(folder / "nowhere" / "r.html"))
+    assert "there is no folder" in sentence(result)

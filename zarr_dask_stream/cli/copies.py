@@ -16,6 +16,7 @@ import zarr.codecs
 
 from zarr_dask_stream.cli.interrupt import cluster
 from zarr_dask_stream.cli.options import StreamRequest
+from zarr_dask_stream.cli.present import page_of
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.cluster import close_cluster, embedded_cluster
 from zarr_dask_stream.errors import UsageError
@@ -142,6 +143,7 @@ class Job:
     wish: Wish
     overwrite: bool = False
     checkpoint: str | None = None
+    page: str | None = None
     arrays: list[Copied] = field(default_factory=list)
     different: list[tuple[str, Index]] = field(default_factory=list)
     stopped: bool = False
@@ -175,6 +177,8 @@ class Job:
         UsageError
             If an option does not fit, or something else is at the target.
         """
+        if not self.single and self.page is not None:
+            raise UsageError("--report is of one array, and this is a group: name an array in it with --path")
         if not self.single and self.request.region is not None:
             raise UsageError("--region is a part of one array, and this is a group: name an array in it with --path")
         if Place(self.source.store, self.source.path).meets(self.place):
@@ -238,7 +242,7 @@ class Job:
             self._put_groups()
         for one in self.arrays:
             stream = self._stream(one, client, self.place)
-            with one.request.drain.over(stream):
+            with one.request.drain.over(stream), page_of(stream, self.page):
                 one.report = stream.run()
             self.stopped |= one.request.drain.asked
             if self.stopped:

@@ -14,6 +14,7 @@ from zarr_dask_stream.cli.options import (
     checkpoint_option,
     collect_options,
     output_options,
+    report_option,
     stream_options,
 )
 from zarr_dask_stream.cli.present import exit_code, facts, print_json, report_facts, screen, show, warn
@@ -53,6 +54,7 @@ __all__ = ["copy"]
 @click.option("--overwrite", is_flag=True, help="Replace what is at the target: an array, or a group with all in it.")
 @click.option("--verify", is_flag=True, help="Afterwards, read both again on the workers and compare them to the bit.")
 @checkpoint_option
+@report_option
 @output_options
 def copy(
     request: StreamRequest,
@@ -67,6 +69,7 @@ def copy(
     overwrite: bool,
     verify: bool,
     checkpoint: str | None,
+    page: str | None,
     as_json: bool,
     debug: bool,  # noqa: ARG001  # main reads it
 ) -> int:
@@ -90,7 +93,7 @@ def copy(
     alike = bool(remote) and request.url.startswith(f"{scheme}://")
     with store_errors():
         place = find_place(target, target_path, target_options or (request.storage_options if alike else None))
-        job = Job(request, _find(request), place, wish, overwrite=overwrite, checkpoint=checkpoint)
+        job = Job(request, _find(request), place, wish, overwrite=overwrite, checkpoint=checkpoint, page=page)
         job.check()
     with job.workers() as client, store_errors():
         job.run(client)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "letter_options",
     "output_options",
     "progress_option",
+    "report_option",
     "store_options",
     "stream_options",
     "workers_option",
@@ -310,6 +312,22 @@ _LETTERS: list[Callable[[Command], Command]] = [
     ),
 ]
 
+
+def _writable(_ctx: click.Context, _param: click.Parameter, file: str | None) -> str | None:
+    """Refuse before the work what could not be written after it."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {str(Path(file).absolute().parent)!r} to put the page in")
+    return file
+
+
+report_option = click.option(
+    "--report",
+    "page",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE.html",
+    callback=_writable,
+    help="Write the run as one page: chunk map, rates over time, latencies, workers, causes of errors, advice.",
+)
 progress_option = click.option(
     "--progress/--no-progress",
     default=None,

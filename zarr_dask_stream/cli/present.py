@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -15,7 +16,25 @@ from rich.text import Text
 
 from zarr_dask_stream.watch.report import Report
 
-__all__ = ["exit_code", "facts", "one_line", "plain", "print_json", "report_facts", "screen", "show", "warn"]
+__all__ = ["exit_code", "facts", "one_line", "page_of", "plain", "print_json", "report_facts", "screen", "show", "warn"]
+
+
+class _Reported(Protocol):
+    @property
+    def report(self) -> Report: ...
+
+
+@contextmanager
+def page_of(stream: _Reported, file: str | None) -> Iterator[None]:
+    """Write the report of a stream's run as a page when it is over, in whatever way."""
+    try:
+        yield
+    finally:
+        if file is not None:
+            try:
+                stream.report.to_html(file)
+            except OSError as error:
+                warn(f"the report can't be written to {file}: {one_line(error)}")
 
 
 def exit_code(report: Report, *, interrupted: bool) -> int:

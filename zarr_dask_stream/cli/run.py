@@ -19,9 +19,20 @@ from zarr_dask_stream.cli.options import (
     checkpoint_option,
     letter_options,
     output_options,
+    report_option,
     stream_options,
 )
-from zarr_dask_stream.cli.present import exit_code, facts, one_line, print_json, report_facts, screen, show, warn
+from zarr_dask_stream.cli.present import (
+    exit_code,
+    facts,
+    one_line,
+    page_of,
+    print_json,
+    report_facts,
+    screen,
+    show,
+    warn,
+)
 from zarr_dask_stream.cli.results import JsonOf, ResultFile, result_file
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.stages.transform import check_function
@@ -38,6 +49,7 @@ __all__ = ["run"]
 @click.option("--ordered", is_flag=True, help="In grid order. Default: as they complete.")
 @checkpoint_option
 @letter_options
+@report_option
 @output_options
 def run(
     request: StreamRequest,
@@ -48,6 +60,7 @@ def run(
     checkpoint: str | None,
     dead_letters: str | None,
     only_failed: FailedChunks | None,
+    page: str | None,
     as_json: bool,
     debug: bool,  # noqa: ARG001  # main reads it
 ) -> int:
@@ -71,7 +84,7 @@ def run(
             request.open(ordered=ordered, letters=letters, only_failed=only_failed, checkpoint=checkpoint) as chunks,
         ):
             stream = chunks.map(JsonOf(called))
-            with request.drain.over(stream):
+            with request.drain.over(stream), page_of(stream, page):
                 _write(stream, file)
     _say(stream.report, file, out, as_json=as_json)
     return exit_code(stream.report, interrupted=request.drain.asked)

@@ -7,8 +7,14 @@ from typing import Any
 import click
 import numpy as np
 
-from zarr_dask_stream.cli.options import StreamRequest, checkpoint_option, output_options, stream_options
-from zarr_dask_stream.cli.present import exit_code, facts, print_json, report_facts, screen, show, warn
+from zarr_dask_stream.cli.options import (
+    StreamRequest,
+    checkpoint_option,
+    output_options,
+    report_option,
+    stream_options,
+)
+from zarr_dask_stream.cli.present import exit_code, facts, page_of, print_json, report_facts, screen, show, warn
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.chunk import Chunk
@@ -48,11 +54,13 @@ _STATISTICS: dict[str, Any] = {
 @click.command(short_help="Count, min, max, mean and std in one pass.")
 @stream_options
 @checkpoint_option
+@report_option
 @output_options
 def stats(
     request: StreamRequest,
     *,
     checkpoint: str | None,
+    page: str | None,
     as_json: bool,
     debug: bool,  # noqa: ARG001  # main reads it
 ) -> int:
@@ -64,7 +72,7 @@ def stats(
     with request.open(ordered=False, missing="fill", checkpoint=checkpoint) as stream:
         spec = stream.spec
         reduced = stream.reduce(_suitable(spec) | {"missing_chunks": MissingCount()})
-        with request.drain.over(reduced):
+        with request.drain.over(reduced), page_of(reduced, page):
             answers = _compute(reduced)
         report = reduced.report
     if as_json:

@@ -11,9 +11,10 @@ from zarr_dask_stream.cli.options import (
     checkpoint_option,
     letter_options,
     output_options,
+    report_option,
     stream_options,
 )
-from zarr_dask_stream.cli.present import exit_code, facts, print_json, report_facts, screen, show
+from zarr_dask_stream.cli.present import exit_code, facts, page_of, print_json, report_facts, screen, show
 from zarr_dask_stream.engine.events import DeadLetter
 from zarr_dask_stream.watch.report import Report
 
@@ -24,6 +25,7 @@ __all__ = ["verify"]
 @stream_options
 @checkpoint_option
 @letter_options
+@report_option
 @output_options
 def verify(
     request: StreamRequest,
@@ -31,6 +33,7 @@ def verify(
     checkpoint: str | None,
     dead_letters: str | None,
     only_failed: FailedChunks | None,
+    page: str | None,
     as_json: bool,
     debug: bool,  # noqa: ARG001  # main reads it
 ) -> int:
@@ -45,6 +48,7 @@ def verify(
             ordered=False, missing="skip", letters=letters, only_failed=only_failed, checkpoint=checkpoint
         ) as stream,
         request.drain.over(stream),
+        page_of(stream, page),
     ):
         spec = stream.spec
         report = stream.run()

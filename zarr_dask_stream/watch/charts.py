@@ -26,6 +26,7 @@ __all__ = [
     "legend",
     "line_chart",
     "map_chart",
+    "phase_legend",
     "sparkline",
     "split_bar",
     "state_name",
@@ -54,7 +55,7 @@ PHASE_COLOURS: dict[str, tuple[str, str]] = {
     "consumer": ("#a1276b", "#ff7eb6"),
 }
 
-_MAP_WIDTH, _MAP_HEIGHT = 720.0, 460.0
+_MAP_WIDTH, _MAP_HEIGHT = 940.0, 480.0
 _LARGEST_CELL, _GAP = 28.0, 0.12
 _LARGE_TITLES = 2000  # as many parts of a map have a text of their own
 _LEVELS = 4  # steps in which a cell fills up
@@ -113,13 +114,15 @@ def _state_fill(code: int) -> str:
     return _fill(f"s-{_slug(STATES[code])}", COLOURS["light"][STATES[code]])
 
 
-def _picture(width: float, height: float, title: str, body: Iterable[str], *, describe: str = "") -> str:
+def _picture(
+    width: float, height: float, title: str, body: Iterable[str], *, describe: str = "", kind: str = "own"
+) -> str:
     mark = f"c{zlib.crc32(f'{title}{describe}{width}'.encode()):08x}"
     about = f'<desc id="{mark}d">{html.escape(describe)}</desc>' if describe else ""
     labels = f"{mark}t {mark}d" if describe else f"{mark}t"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-labelledby="{labels}" style="display:block;width:100%;max-width:{width:g}px;height:auto">'
+        f'class="{kind}" aria-labelledby="{labels}" style="display:block;width:100%;max-width:{width:g}px;height:auto">'
         f'<title id="{mark}t">{html.escape(title)}</title>{about}{"".join(body)}</svg>'
     )
 
@@ -146,7 +149,7 @@ def map_chart(picture: Picture) -> str:
     rows, columns = picture.layout.shape
     if not rows * columns:
         return '<p class="quiet">The grid has no chunks.</p>'
-    width, height = _cell_size(rows, columns)
+    width, height = _cell_size(rows, columns, 1.4 if picture.layout.kind == "line" else 2.0)
     filling = np.where(picture.states == STATES.index("done"), (picture.done_share * _LEVELS).astype(np.int64), _LEVELS)
     looks = np.where(picture.states < OUTSIDE, picture.states.astype(np.int64) * (_LEVELS + 1) + filling, -1)
     runs = list(_runs(looks))
@@ -172,10 +175,10 @@ def map_chart(picture: Picture) -> str:
     return _picture(columns * width, rows * height, title, body, describe=f"Chunks: {counts or 'none'}.")
 
 
-def _cell_size(rows: int, columns: int) -> tuple[float, float]:
+def _cell_size(rows: int, columns: int, slender: float) -> tuple[float, float]:
     width = min(_MAP_WIDTH / columns, _LARGEST_CELL)
     height = min(_MAP_HEIGHT / rows, _LARGEST_CELL)
-    width, height = min(width, 3 * height), min(height, 2 * width)
+    width, height = min(width, 3 * height), min(height, slender * width)
     return round(width, 2), round(height, 2)
 
 
@@ -284,6 +287,8 @@ def line_chart(
     title: str,
     unit: Callable[[float], str],
     until: float,
+    base: int = 1000,
+    least: float = 0.0,
     bound: float = 0.0,
     bound_name: str = "",
 ) -> str:
@@ -301,6 +306,10 @@ def line_chart(
         Turns a value into text.
     until : float
         End of the axis of time, seconds.
+    base : int
+        1024 where values are bytes: marks are round in KiB then.
+    least : float
+        Least step between two marks: 1 where values are counts.
     bound : float
         A limit to draw as a dashed line; 0 for none. One far above all values is not drawn.
     bound_name : str
@@ -314,7 +323,7 @@ def line_chart(
     width, height, left, bottom, top = 400.0, 172.0, 62.0, 24.0, 18.0
     most = max((max(band.values, default=0.0) for band in bands), default=0.0)
     drawn_bound = bound if 0 < bound <= 1.6 * most else 0.0
-    ceiling, step = _nice(max(most, drawn_bound))
+    ceiling, step = _nice(max(most, drawn_bound), base, least)
     end = max(until, times[-1] if len(times) else 0.0, 1e-9)
 
     def x(at: float) -> float:
@@ -348,7 +357,7 @@ def line_chart(
             f"{_stroke('warn', INK['light']['warn'], 1.4)}/>"
         )
         body.append(_text(width - 10, y(drawn_bound) - 4, bound_name, anchor="end", ink="warn"))
-    return _picture(width, height, title, body, describe=_told(times, bands, unit))
+    return _picture(width, height, title, body, describe=_told(times, bands, unit), kind="wide")
 
 
 def _ink(name: str) -> str:
@@ -377,20 +386,22 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", ink: str = "q
     )
 
 
-def _nice(most: float) -> tuple[float, float]:
+def _nice(most: float, base: int = 1000, least: float = 0.0) -> tuple[float, float]:
     """Return a round end of an axis that holds `most`, and the step between its marks.
 
     Examples
     --------
-    >>> _nice(87.0), _nice(0.0), _nice(1300)
-    ((100.0, 25.0), (1.0, 0.5), (1500.0, 500.0))
+    >>> _nice(87.0), _nice(0.0), _nice(1300), _nice(1, least=1), _nice(1300, 1024)
+    ((100.0, 25.0), (1.0, 0.5), (1500.0, 500.0), (1.0, 1.0), (1536.0, 512.0))
     """
     if not most > 0 or not math.isfinite(most):
-        return 1.0, 0.5
-    scale = 10.0 ** math.floor(math.log10(most))
-    for top, step in ((1, 0.5), (1.5, 0.5), (2, 0.5), (3, 1), (4, 1), (5, 2.5), (6, 2), (8, 2), (10, 2.5)):
+        return max(1.0, least), max(0.5, least)
+    unit = 1.0 if base == 1000 else float(base) ** math.floor(math.log(most, base) + 1e-12)
+    scale = unit * 10.0 ** math.floor(math.log10(most / unit) + 1e-12)
+    for top, part in ((1, 0.5), (1.5, 0.5), (2, 0.5), (3, 1), (4, 1), (5, 2.5), (6, 2), (8, 2), (10, 2.5)):
         if most <= top * scale * (1 + 1e-9):
-            return top * scale, step * scale
+            step = max(part * scale, float(least))
+            return math.ceil(top * scale / step - 1e-9) * step, step
     return 20 * scale, 5 * scale
 
 
@@ -461,7 +472,19 @@ def split_bar(parts: Sequence[tuple[str, float]], *, title: str) -> str:
             body.append(_text(at + 8, 22, text, ink="ground", size=13))
         at += w
     told = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts if seconds > 0)
-    return _picture(width, height, title, body, describe=told)
+    return _picture(width, height, title, body, describe=told, kind="wide")
+
+
+def phase_legend(parts: Sequence[tuple[str, float]]) -> str:
+    """Return phases, their colours and shares as a list."""
+    whole = sum(seconds for _, seconds in parts)
+    items = [
+        f'<li><span class="swatch f-p-{name}" style="background-color:{PHASE_COLOURS[name][0]}"></span>'
+        f"{name} <b>{seconds / whole:.1%}</b></li>"
+        for name, seconds in parts
+        if whole
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
 def histograms(
@@ -481,7 +504,7 @@ def histograms(
     rows = [row for row in rows if row[2].size]
     if not rows:
         return '<p class="quiet">Nothing was measured.</p>'
-    width, each, left, right, bottom = 720.0, 44.0, 84.0, 176.0, 24.0
+    width, each, left, right, bottom = 720.0, 44.0, 84.0, 216.0, 24.0
     height = each * len(rows) + bottom
     low = math.floor(math.log10(min(row[1][0] for row in rows)) + 1e-9)
     high = max(math.ceil(math.log10(max(row[1][-1] for row in rows)) - 1e-9), low + 1)
@@ -510,4 +533,4 @@ def histograms(
         body.append(_text(left - 10, base - 4, name, anchor="end", ink="ink", size=13))
         body.append(_text(width - right + 10, base - 4, note, ink="quiet", size=12))
         said.append(f"{name}: {note}")
-    return _picture(width, height, title, body, describe="; ".join(said))
+    return _picture(width, height, title, body, describe="; ".join(said), kind="wide tall")

@@ -45,24 +45,24 @@ GROUNDS = {"light": "#ffffff", "dark": "#14171c"}
 # At least 3:1 against their ground; told apart under the common kinds of colour blindness, as the tests compute.
 COLOURS: dict[str, dict[str, str]] = {
     "light": {
-        "planned": "#8f959e",
-        "in flight": "#b26f00",
-        "retried": "#d1479b",
-        "done": "#0b62b8",
-        "filtered": "#2f8f83",
-        "missing": "#7596c8",
+        "planned": "#888e97",
+        "in flight": "#c46a00",
+        "retried": "#a51d79",
+        "done": "#0b56a8",
+        "filtered": "#2c8461",
+        "missing": "#738bd4",
         "dead": "#7a0012",
-        "cancelled": "#4a4f57",
+        "cancelled": "#33373d",
     },
     "dark": {
-        "planned": "#666d78",
+        "planned": "#6f7682",
         "in flight": "#ffb83d",
         "retried": "#ff74c4",
-        "done": "#4ea1ff",
-        "filtered": "#3fbfa6",
-        "missing": "#8f8cf0",
+        "done": "#4195ff",
+        "filtered": "#46c88e",
+        "missing": "#4260e3",
         "dead": "#ff4a4a",
-        "cancelled": "#c9ced6",
+        "cancelled": "#e6e9ee",
     },
 }
 

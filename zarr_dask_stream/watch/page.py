@@ -44,13 +44,17 @@ padding:.05rem .75rem;font-weight:600;margin:0 0 .5rem}
 .zds .outcome.warn{border-color:var(--warn);color:var(--warn)}
 .zds section{background:var(--card);border:1px solid var(--edge);border-radius:.6rem;padding:1.1rem 1.25rem;
 margin:0 0 1.1rem}
-.zds .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.75rem;margin:0 0 1rem}
+.zds .tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:.75rem;margin:0 0 1rem}
 .zds .tiles div{background:var(--ground);border:1px solid var(--edge);border-radius:.5rem;padding:.6rem .8rem}
 .zds .tiles dt{color:var(--quiet);font-size:.85rem}
-.zds .tiles dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
-.zds .tiles dd small{display:block;font-size:.8rem;font-weight:400;color:var(--quiet)}
+.zds .tiles dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3;
+white-space:nowrap}
+.zds .tiles dd small{display:block;white-space:normal;font-size:.8rem;font-weight:400;color:var(--quiet)}
+@media (max-width:44rem){.zds .tiles{grid-template-columns:repeat(2,1fr)}}
 .zds .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1.25rem}
-.zds .pair svg{max-width:100%!important}
+.zds svg.wide{max-width:100%!important}
+.zds .scroll>svg.tall{min-width:34rem}
+.zds section>:last-child{margin-bottom:0}
 .zds .legend{display:flex;flex-wrap:wrap;gap:.35rem 1.1rem;list-style:none;margin:.9rem 0 0;padding:0}
 .zds .legend li{display:flex;align-items:center;gap:.4rem;margin:0}
 .zds .legend svg{width:16px;height:16px;flex:none}
@@ -64,6 +68,9 @@ background:none;white-space:normal}
 .zds thead th{border-top:0;color:var(--quiet);font-weight:600;white-space:nowrap}
 .zds tbody th{font-weight:600}
 .zds td.n,.zds th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.zds td.k,.zds th.k{white-space:nowrap}
+.zds th small{display:block;font-weight:400;color:var(--quiet)}
+.zds .bar{display:block;height:.3rem;border-radius:.15rem;margin:.25rem 0 0 auto}
 .zds td.m{overflow-wrap:anywhere;min-width:12rem}
 .zds .advice{margin:0;padding:0;list-style:none}
 .zds .advice li{border-left:4px solid var(--warn);padding:.1rem 0 .1rem .9rem;margin:0 0 .9rem}
@@ -163,6 +170,7 @@ def _head(account: Account) -> str:
         ("chunks", f"{account.settled - account.cancelled:,}", share or "none planned yet"),
         ("time", human_seconds(account.wall_s), ""),
         ("rate", f"{_rate(account.chunks_per_s)}/s", "chunks"),
+        ("read", human_bytes(account.bytes_stored), "as stored"),
         ("decoded", human_bytes(account.bytes_decoded), decoded),
         ("in flight at most", human_bytes(account.peak_bytes_in_flight), f"{account.peak_chunks_in_flight:,} chunks"),
         ("retries", f"{account.retries:,}", f"{account.hedges:,} hedges" if account.hedges else ""),
@@ -212,16 +220,16 @@ def _over_time(history: History) -> str:
     if not end:
         return '<p class="quiet">Nothing has happened yet.</p>'
     drawn = []
-    for name, title, unit, bound, bound_name in (
-        ("chunks", "Chunks per second", lambda value: f"{_rate(value)}/s", 0.0, ""),
-        ("decoded", "Decoded bytes per second", lambda value: f"{human_bytes(value)}/s", 0.0, ""),
-        ("in_flight", "Chunks in flight", _rate, float(history.max_chunks or 0), "concurrency"),
-        ("in_flight_bytes", "Bytes in flight", human_bytes, float(history.max_nbytes), "max_bytes"),
+    for name, title, unit, base, least, bound, bound_name in (
+        ("chunks", "Chunks per second", lambda value: f"{_rate(value)}/s", 1000, 0, 0.0, ""),
+        ("decoded", "Decoded bytes per second", lambda value: f"{_bytes(value)}/s", 1024, 1, 0.0, ""),
+        ("in_flight", "Chunks in flight", _rate, 1000, 1, float(history.max_chunks or 0), "concurrency"),
+        ("in_flight_bytes", "Bytes in flight", _bytes, 1024, 1, float(history.max_nbytes), "max_bytes"),
     ):
         times, values = history.series(name)
         chart = charts.line_chart(
-            times.tolist(), [Band(title, values.tolist())],
-            title=title, unit=unit, until=end, bound=bound, bound_name=bound_name,
+            times.tolist(), [Band(title, values.tolist())], title=title, unit=unit, until=end, base=base, least=least,
+            bound=bound, bound_name=bound_name,
         )  # fmt: skip
         drawn.append(f"<div><h3>{title}</h3>{chart}</div>")
     return f'<div class="pair">{"".join(drawn)}</div>'
@@ -242,17 +250,17 @@ def _time(account: Account, *, table: bool = True) -> str:
     bar = charts.split_bar(parts, title="Where the time went, by phase")
     whole = sum(account.time.values())
     if not whole or not table:
-        return bar
+        return bar + charts.phase_legend(parts)
     done = max(account.settled - account.cancelled, 1)
     rows = [
         f'<tr><th scope="row"><span class="swatch f-p-{name}" style="background-color:'
-        f'{charts.PHASE_COLOURS[name][0]}"></span>{name}</th><td class="n">{human_seconds(seconds)}</td>'
-        f'<td class="n">{seconds / whole:.1%}</td><td class="n">{_short_time(seconds / done)}</td>'
-        f"<td>{_TIMES[name]}</td></tr>"
+        f'{charts.PHASE_COLOURS[name][0]}"></span>{name}'
+        f'<small>{_TIMES[name]}</small></th><td class="n">{_short_time(seconds)}</td>'
+        f'<td class="n">{seconds / whole:.1%}</td><td class="n">{_short_time(seconds / done)}</td></tr>'
         for name, seconds in parts
     ]
     caption = "Seconds are added up over all threads and tasks, so they come to more than the run took."
-    head = ("phase", "time|n", "share|n", "a chunk|n", "what it is")
+    head = ("phase", "time|n", "share|n", "a chunk|n")
     return bar + '<div style="height:.9rem"></div>' + _table(caption, head, rows)
 
 
@@ -268,8 +276,9 @@ def _latency(history: History) -> str:
             rows.append((_LATENCY_NAMES.get(name, name), edges, counts, f"half in {low}, 99 % in {high}"))
     chart = charts.histograms(rows, title="Distributions of durations by phase", unit=_short_time)
     return (
-        f'{chart}<p class="quiet">Of a chunk, on a logarithmic scale: read is fetching and decoding it, the phases are '
-        "means over its task. A task is from its submission to its result.</p>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Distributions of durations">{chart}</div>'
+        '<p class="quiet" style="margin-top:.75rem">Of a chunk, on a logarithmic scale: read is fetching and decoding '
+        "it, the phases are means over its task. A task is from its submission to its result.</p>"
     )
 
 
@@ -281,19 +290,21 @@ def _workers(history: History) -> str:
     rows = []
     for name, past in pasts[:_WORKERS]:
         bar = (
-            f'<span class="swatch f-accent" aria-hidden="true" style="background-color:#0b62b8;'
-            f'width:{max(5 * past.chunks / most, 0.1):.2f}rem"></span>'
+            f'<span class="bar f-accent" aria-hidden="true" style="background-color:#0b62b8;'
+            f'width:{100 * past.chunks / most:.0f}%"></span>'
         )
+        phases = (_share(spent, past.wall_s) for spent in (past.fetch_s, past.decode_s, past.compute_s))
         rows.append(
-            f'<tr><th scope="row">{_text(name or "this process")}</th><td class="n">{past.chunks:,}</td><td>{bar}</td>'
+            f'<tr><th scope="row">{_text(name or "this process")}</th><td class="n">{past.chunks:,}{bar}</td>'
             f'<td class="n">{past.batches:,}</td><td class="n">{_rate(past.chunks_per_busy_s)}</td>'
             f'<td class="n">{human_bytes(past.bytes_stored)}</td><td class="n">{human_seconds(past.wall_s)}</td>'
-            f'<td class="n">{_share(past.fetch_s, past.wall_s)}</td><td class="n">{_share(past.decode_s, past.wall_s)}'
-            f'</td><td class="n">{_share(past.compute_s, past.wall_s)}</td><td class="n">{past.failures:,}</td></tr>'
+            f'<td class="n">{" / ".join(phases)}</td><td class="n">{past.failures:,}</td></tr>'
         )
-    head = ("worker", "chunks|n", "share of the most", "tasks|n", "chunks a busy s|n", "read|n", "busy|n",
-            "fetch|n", "decode|n", "compute|n", "failures|n")  # fmt: skip
-    caption = f"{len(pasts):,} worker{'' if len(pasts) == 1 else 's'}, the one with most chunks first"
+    head = ("worker", "chunks|n", "tasks|n", "a busy s|n", "read|n", "busy|n", "fetch / decode / compute|n", "failed|n")
+    caption = (
+        f"{len(pasts):,} worker{'' if len(pasts) == 1 else 's'}, the one with most chunks first. A busy second is one "
+        "that a thread of it was at work."
+    )
     return _table(caption, head, rows, hidden=len(pasts) - len(rows), of=len(head))
 
 
@@ -315,7 +326,7 @@ def _cause(cause: Cause) -> str:
     return (
         f'<tr><th scope="row">{_text(cause.error_type)}</th><td class="m">{_message(cause.message)}</td>'
         f'<td class="n">{cause.count:,}</td><td class="n">{cause.dead:,}</td><td>{when}</td>'
-        f'<td>{_text(example)}</td><td class="n">{len(cause.workers):,}</td></tr>'
+        f'<td class="k">{_text(example)}</td><td class="n">{len(cause.workers):,}</td></tr>'
     )
 
 
@@ -324,7 +335,8 @@ def _letters(account: Account, most: int) -> str:
     if not letters:
         return '<p class="quiet">No chunk was given up.</p>'
     rows = [
-        f'<tr><th scope="row">{_text(x.index)}</th><td class="n">{x.attempts}</td><td>{_text(x.error_type)}</td>'
+        f'<tr><th scope="row" class="k">{_text(x.index)}</th><td class="n">{x.attempts}</td>'
+        f"<td>{_text(x.error_type)}</td>"
         f'<td class="m">{_message(x.message)}</td><td>{_text(x.reason)}</td><td>{_text(x.worker)}</td></tr>'
         for x in letters[:most]
     ]
@@ -377,6 +389,10 @@ def _rate(value: float) -> str:
     if value == int(value) or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
+
+
+def _bytes(value: float) -> str:
+    return human_bytes(value).replace(".0 ", " ")
 
 
 def _short_time(seconds: float) -> str:
