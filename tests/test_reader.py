@@ -212,14 +212,18 @@ def _shard(spec: ArraySpec, key: str = "c/0/0") -> Path:
 
 def test_index_is_read_once_for_each_shard(sharded: ArraySpec, monkeypatch: pytest.MonkeyPatch) -> None:
     ranges: list[tuple[str, Any]] = []
+
+    def spied(true: Any) -> Any:
+        def spy(*args: Any) -> Any:
+            ranges.append(args[-2:])
+            return true(*args)
+
+        return spy
+
     for name in ("get_range", "get_suffix"):
-        true = getattr(LocalFiles, name)
-
-        def spy(self: Any, key: str, *args: int, true: Any = true) -> Any:
-            ranges.append((key, args))
-            return true(self, key, *args)
-
-        monkeypatch.setattr(LocalFiles, name, spy)
+        monkeypatch.setattr(LocalFiles, name, spied(getattr(LocalFiles, name)))
+    borrow = LocalFiles.borrow_range
+    monkeypatch.setattr(LocalFiles, "borrow_range", lambda self: spied(borrow(self)))
     numbers = [n for n in range(len(sharded.grid)) if sharded.grid.shard_of(n)[0] == 0]
     assert all(not read.missing for read in read_chunks(sharded, numbers))
     assert len(ranges) == len(numbers) + 1

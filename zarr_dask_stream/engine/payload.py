@@ -23,11 +23,15 @@ from zarr_dask_stream.engine.tally import PROCESS
 from zarr_dask_stream.engine.task import Work, run_batch, run_guarded
 from zarr_dask_stream.errors import ClusterError, UsageError
 from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.memory import settle_allocator
 from zarr_dask_stream.source.selection import ChunkPlan
 
 __all__ = ["delayed_chunks", "pack_work", "package_version", "remote_batch"]
 
 _ANNOUNCE_S = 5.0  # how long a scheduler may take to hear that a suspect begins
+
+
+_settle_allocator = functools.cache(settle_allocator)  # once in each worker process
 
 
 @functools.lru_cache(maxsize=32)
@@ -74,6 +78,9 @@ def _run_on_worker(
     tasks = worker.state.tasks
     if topic:
         _announce(worker, topic, key)
+    inside = worker.address.startswith("inproc://")
+    if not inside:
+        _settle_allocator()
 
     def cancelled() -> bool:
         task = tasks.get(key)
@@ -85,7 +92,7 @@ def _run_on_worker(
     finally:
         in_stage.set(False)
     PROCESS.add(result)
-    return result if worker.address.startswith("inproc://") else pack_result(result)
+    return result if inside else pack_result(result)
 
 
 def _announce(worker: Any, topic: str, key: Any) -> None:

@@ -17,6 +17,7 @@ from zarr_dask_stream.source.blocks import Blocks, Member
 from zarr_dask_stream.source.chunk import Variables
 from zarr_dask_stream.source.finisher import ChunkRead
 from zarr_dask_stream.source.halo import Segment
+from zarr_dask_stream.source.memory import lend_array
 from zarr_dask_stream.source.reader import read_chunks, stored_numbers
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 
@@ -219,7 +220,7 @@ def _cuts(segments: Sequence[Segment], part: slice) -> list[tuple[slice, slice]]
 def _out(blocks: Blocks, member: Member, box: _Open, at: int) -> npt.NDArray[Any]:
     out = box.out[at]
     if out is None:
-        out = box.out[at] = np.empty(blocks.shape(member, box.region), member.spec.dtype)
+        out = box.out[at] = lend_array(blocks.shape(member, box.region), member.spec.dtype)
         if box.chunks > 1 or blocks.halo is not None:
             out[...] = member.spec.fill
             _paint_edges(blocks, member, box, out)

@@ -80,6 +80,14 @@ class ByteStore(ABC):
         """Return a chunk's whole value like `get`, where possible in memory that the caller may write to."""
         return self.get(key)
 
+    def borrow(self) -> Callable[[str], bytes | memoryview | None]:
+        """Return a function like `get` for one thread, whose answer may be overwritten by its next call."""
+        return self.get
+
+    def borrow_range(self) -> Callable[[str, int, int], bytes | memoryview | None]:
+        """Return a function like `get_range` for one thread, whose answer may be overwritten by its next call."""
+        return self.get_range
+
     def get_head(self, key: str, count: int) -> bytes | None:
         """Return the value of `key`, or its first `count` bytes where it is longer, or None; no more is read."""
         data = self.get(key)

@@ -23,7 +23,8 @@ from zarr.buffer import cpu
 
 from zarr_dask_stream.errors import CorruptChunkError, MetadataError
 from zarr_dask_stream.source.array import ArraySpec, zarr_array
-from zarr_dask_stream.source.inflate import BYTES_CODECS, Buffer, Size, Step, build_step, encoded_size
+from zarr_dask_stream.source.inflate import BYTES_CODECS, COMPRESSORS, Buffer, Size, Step, build_step, encoded_size
+from zarr_dask_stream.source.memory import lend_array
 from zarr_dask_stream.source.metadata import brief, sharding
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "compile_chain",
     "compile_fallback",
     "compile_index",
+    "makes_new_memory",
     "need_plain",
     "numcodecs_name",
     "stored_order",
@@ -100,6 +102,23 @@ def compile_chain(spec: ArraySpec) -> Decode:
 def compile_fallback(spec: ArraySpec) -> Decode:
     """Return the decoder that always goes through zarr-python's pipeline, whatever the chain."""
     return _cached(spec, compiled=False)
+
+
+def makes_new_memory(spec: ArraySpec) -> bool:
+    """Whether no array that is decoded lies in the memory of its stored bytes, so that they may be overwritten.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from zarr_dask_stream.source.array import open_array
+    >>> [
+    ...     makes_new_memory(open_array(zarr.create_array({}, shape=(4,), dtype="i2", compressors=compressors)))
+    ...     for compressors in ("auto", None)
+    ... ]
+    [True, False]
+    """
+    codecs = [codec["id"] for codec in spec.codecs] if spec.zarr_format == 2 else [c["name"] for c in _chain_of(spec)]
+    return any(str(name).removeprefix("numcodecs.") in COMPRESSORS for name in codecs)
 
 
 def _cached(spec: ArraySpec, *, compiled: bool) -> Decode:
@@ -377,7 +396,7 @@ def _fallback(spec: ArraySpec) -> Decode:
             local.array, local.values = zarr_array(document, zarr_format)
         local.values[key] = cpu.Buffer.from_bytes(value)
         try:
-            out: Array = np.empty(shape, dtype)
+            out = lend_array(shape, dtype)
             out[...] = local.array[...]
         finally:
             del local.values[key]

@@ -13,7 +13,7 @@ import threading
 import uuid
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,7 @@ from zarr.buffer import cpu
 
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
 from zarr_dask_stream.source.backend import ByteStore, check_key
+from zarr_dask_stream.source.memory import lend
 
 __all__ = ["Keyed", "LocalFiles", "MappingBytes", "ZipEntries"]
 
@@ -33,6 +34,24 @@ _SMALL_BYTES = 1 << 18
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _PREFIX = ".zds-"  # of files that are not whole yet: no chunk and no document is called so
 _serial = itertools.count()
+
+
+class _Scratch:
+    """Memory to read into, again and again; it grows to what the longest read needs."""
+
+    def __init__(self) -> None:
+        self.view = self._made(_FIRST_READ_BYTES)
+
+    def grow(self, nbytes: int, keep: int) -> memoryview:
+        """Make room for so many bytes; the first `keep` stay."""
+        view = self._made(1 << (nbytes - 1).bit_length())  # powers of two, so that others find a use for it
+        view[:keep] = self.view[:keep]
+        self.view = view
+        return view
+
+    @staticmethod
+    def _made(nbytes: int) -> memoryview:
+        return memoryview(lend(nbytes))  # type: ignore[arg-type]  # it is a buffer
 
 
 class LocalFiles(ByteStore):
@@ -109,6 +128,47 @@ class LocalFiles(ByteStore):
             return buffer[:length]
         finally:
             os.close(fd)
+
+    def borrow(self) -> Callable[[str], memoryview | None]:
+        """Return a function that reads whole files, each into the same memory."""
+        scratch = _Scratch()
+
+        def get(key: str) -> memoryview | None:
+            fd = self._open(key)
+            if fd is None:
+                return None
+            try:
+                # A regular file is read short only at its end.
+                view = scratch.view
+                length = os.readv(fd, [view])
+                if length < len(view):
+                    return view[:length]
+                while length == len(view):
+                    view = scratch.grow(max(os.fstat(fd).st_size + 1, 2 * length), length)
+                    while length < len(view) and (read := os.readv(fd, [view[length:]])):
+                        length += read
+                return view[:length]
+            finally:
+                os.close(fd)
+
+        return get
+
+    def borrow_range(self) -> Callable[[str, int, int], memoryview | None]:
+        """Return a function that reads parts of files, each into the same memory."""
+        scratch = _Scratch()
+
+        def get(key: str, start: int, stop: int) -> memoryview | None:
+            fd = self._open(key)
+            if fd is None:
+                return None
+            try:
+                count = max(stop - start, 0)
+                view = scratch.view if count <= len(scratch.view) else scratch.grow(count, 0)
+                return view[: os.preadv(fd, [view[:count]], start)]
+            finally:
+                os.close(fd)
+
+        return get
 
     def _read_rest(self, fd: int, data: bytes) -> bytes:
         size = os.fstat(fd).st_size

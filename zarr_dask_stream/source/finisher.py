@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.errors import CorruptChunkError, StoreError, StoreNotVisibleError
@@ -14,6 +13,7 @@ from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.backend import ByteStore
 from zarr_dask_stream.source.codec import compile_chain
 from zarr_dask_stream.source.grid import Index, Region
+from zarr_dask_stream.source.memory import lend_array
 from zarr_dask_stream.source.store import here
 
 __all__ = ["ChunkRead", "Finisher"]
@@ -140,6 +140,6 @@ class Finisher:
         ].copy()
 
     def _filled(self, index: Index) -> npt.NDArray[Any]:
-        out = np.empty([b - a for a, b in self._bounds(index)], self.spec.dtype)
+        out = lend_array(tuple(b - a for a, b in self._bounds(index)), self.spec.dtype)
         out[...] = self.spec.fill
         return out

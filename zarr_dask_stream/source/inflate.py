@@ -20,17 +20,15 @@ import numcodecs
 import numpy as np
 import zstandard
 from numcodecs import blosc, lz4
-from numcodecs import zstd as large_zstd
 
 from zarr_dask_stream.errors import CorruptChunkError
+from zarr_dask_stream.source.memory import lend
 
-__all__ = ["BYTES_CODECS", "Buffer", "Size", "Step", "build_step"]
+__all__ = ["BYTES_CODECS", "COMPRESSORS", "Buffer", "Size", "Step", "build_step"]
 
 Buffer = Any
 Step = Callable[[Buffer], Buffer]
 
-# Below this zstandard's reused context wins over decoding straight into the array; above, the copy costs more.
-_LARGE_BYTES = 1 << 18
 _BLOSC_HEADER = 16
 _LZ4_HEADER = 4
 _MAX_INT32 = 2**31 - 1
@@ -73,10 +71,12 @@ def _zstd(_: Mapping[str, Any], size: Size) -> Step:
     def decode(raw: Buffer) -> Buffer:
         stated = content_size(raw)
         if exact and stated == limit:
-            if limit < _LARGE_BYTES:
-                return _contexts.zstd.decompress(raw, allow_extra_data=False)
-            out = np.empty(limit, "u1")
-            large_zstd.decompress(raw, out)
+            out = lend(limit)
+            # The whole frame at once, on the thread's own context, into memory that is there already.
+            frames = _contexts.zstd.stream_reader(raw, read_across_frames=True)
+            got = frames.readinto(out)
+            if got != limit or frames.read(1):
+                raise CorruptChunkError(size.wrong(got if got != limit else f"more than {limit}", "zstd"))
             return out
         if stated > limit:
             raise CorruptChunkError(size.wrong(stated, "zstd"))
@@ -120,7 +120,7 @@ def _blosc(_: Mapping[str, Any], size: Size) -> Step:
         size.check(stated, "blosc")
         if stored != len(raw):
             raise CorruptChunkError(f"blosc: expected {stored} stored bytes, got {len(raw)}")
-        out = np.empty(stated, "u1")
+        out = lend(stated)
         blosc.decompress(raw, out)
         return out
 
@@ -133,7 +133,7 @@ def _lz4(_: Mapping[str, Any], size: Size) -> Step:
         if not 0 < stated <= _MAX_INT32:
             raise CorruptChunkError(f"lz4: the header states {stated} bytes")
         size.check(stated, "lz4")
-        out = np.empty(stated, "u1")
+        out = lend(stated)
         lz4.decompress(raw, out)
         return out
 
@@ -239,6 +239,8 @@ _SAME_SIZE: dict[str, Callable[[Mapping[str, Any], Size], Step]] = {
 }
 _GROWTH = {"crc32c": 4, "crc32": 4, "adler32": 4, "fletcher32": 4, "shuffle": 0}
 BYTES_CODECS = frozenset({*_DECOMPRESSORS, *_SAME_SIZE})
+#: Those whose output never lies in the memory of their input.
+COMPRESSORS = frozenset(_DECOMPRESSORS)
 
 
 def build_step(name: str, config: Mapping[str, Any], size: Size) -> Step:

@@ -18,6 +18,7 @@ from zarr_dask_stream.source.assemble import Source
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.finisher import ChunkRead
 from zarr_dask_stream.source.grid import Index, Region
+from zarr_dask_stream.source.memory import lend_array
 from zarr_dask_stream.source.selection import ChunkPlan, Missing
 
 __all__ = ["Mosaic", "read_mosaics"]
@@ -92,7 +93,7 @@ class Mosaic:
             local = (slice(part.start - a, part.stop - a) for part, a in zip(region, starts, strict=True))
             only: npt.NDArray[Any] = piece[tuple(local)] if chunks else piece
             return only
-        out = np.empty([part.stop - part.start for part in region], self._spec.dtype)
+        out = lend_array(tuple(part.stop - part.start for part in region), self._spec.dtype)
         if not all(place in self._pieces for place in places):
             out[...] = self._spec.fill
         for place in places:

@@ -13,6 +13,7 @@ from time import perf_counter
 from zarr_dask_stream.errors import CorruptChunkError, StoreError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.backend import ByteStore, RemoteBytes
+from zarr_dask_stream.source.codec import makes_new_memory
 from zarr_dask_stream.source.fetch import Fetcher, Limit, Request
 from zarr_dask_stream.source.finisher import ChunkRead, Finisher
 from zarr_dask_stream.source.grid import Index, Region
@@ -101,7 +102,8 @@ def read_chunks(
 
 
 def _read_local(store: ByteStore, finish: Finisher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
-    get, index_of, key_of, read = store.get_buffer, finish.grid.index, finish.spec.chunk_key, finish.read
+    get = store.borrow() if makes_new_memory(finish.spec) else store.get_buffer
+    index_of, key_of, read = finish.grid.index, finish.spec.chunk_key, finish.read
     for number in numbers:
         index = index_of(number)
         begin = perf_counter()

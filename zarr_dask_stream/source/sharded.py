@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from zarr_dask_stream.errors import CorruptChunkError
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.backend import ByteStore
+from zarr_dask_stream.source.codec import makes_new_memory
 from zarr_dask_stream.source.fetch import Answer, Request, coalesce
 from zarr_dask_stream.source.finisher import ChunkRead, Finisher
 from zarr_dask_stream.source.shard import Entries, IndexCache, ShardLayout
@@ -33,11 +34,12 @@ class LocalShards:
     def __init__(self, store: ByteStore, spec: ArraySpec) -> None:
         self._store, self._spec, self._grid = store, spec, spec.grid
         self._layout = ShardLayout(spec)
+        self._get = store.borrow_range() if makes_new_memory(spec) else store.get_range
         self._shard, self._key = -1, ""
         self._entries: Entries | None = None
 
-    def read(self, number: int) -> bytes | None:
-        """Return the bytes of chunk `number`; None where it is not stored."""
+    def read(self, number: int) -> bytes | memoryview | None:
+        """Return the bytes of chunk `number`, good until the next call; None where it is not stored."""
         shard, inner = self._grid.shard_of(number)
         if shard != self._shard:
             self._key = self._spec.chunk_key(self._grid.shard_grid.index(shard))
@@ -48,7 +50,7 @@ class LocalShards:
         span = self._entries.span(self._layout.place(inner), self._layout.most_bytes)
         if span is None:
             return None
-        raw = self._store.get_range(self._key, *span)
+        raw = self._get(self._key, *span)
         if raw is None or len(raw) != span[1] - span[0]:
             self._shard = -1
             _indexes.drop((self._spec.store.token, self._key))

@@ -193,7 +193,7 @@ def _codecs(spec: ArraySpec, dtype: np.dtype[Any], version: int, *, same: bool) 
     chain = _chain(document)
     outer = [codec for codec in chain if isinstance(codec, BytesBytesCodec)]
     if version == 2:
-        found = [_to_v2(codec) for codec in outer]
+        found = [_to_v2(codec) for codec in outer] or [()]  # what is stored as it is stays so
         return {"compressors": found[0]} if len(found) == 1 and found[0] is not None else {}
     filters = [c for c in chain if isinstance(c, ArrayArrayCodec) and (same or isinstance(c, TransposeCodec))]
     options: dict[str, Any] = {"filters": filters, "compressors": [_fitted(codec, dtype) for codec in outer]}
