@@ -102,6 +102,15 @@ def test_a_rising_cost_is_followed_faster_than_a_falling_one() -> None:
     assert after(1e-2, 1e-4) < steady_dear * 2
 
 
+def test_a_slow_chunk_in_a_small_batch_does_not_shrink_all_that_follow() -> None:
+    batcher = Batcher(BatchLimits())
+    for _ in range(4):
+        batcher.observe(1000, BatchStats(wall_s=0.1))
+    before = batcher.size(capacity=10**9, remaining=None, threads=1)
+    batcher.observe(32, BatchStats(wall_s=1.0))
+    assert batcher.size(capacity=10**9, remaining=None, threads=1) > before / 4
+
+
 # -- the cutter -------------------------------------------------------------------------------------
 
 runs = st.lists(st.builds(range, st.integers(0, 50), st.integers(0, 80), st.integers(1, 4)), max_size=8)

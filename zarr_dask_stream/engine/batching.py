@@ -18,6 +18,7 @@ from zarr_dask_stream.source.selection import Sieve
 __all__ = ["BatchLimits", "Batcher", "Cutter"]
 
 _TASK_COST_S = 0.0025  # what one task costs the client and the scheduler
+_STEEPEST = 4.0  # a batch so many times smaller than usual says no more than that: one slow chunk is half of it
 _PATIENCE = 16  # pieces to walk in vain for the rest of a batch, once something was found
 _FURTHEST = 8192  # pieces of a plan to count when a run is left early
 
@@ -69,12 +70,16 @@ class Batcher:
         self._cost_s = 0.0
         self._result_bytes = 0.0
         self._grown = 1
+        self._usual = 0.0
 
     def observe(self, chunks: int, stats: BatchStats) -> None:
         """Learn from a batch of `chunks` chunks that came back."""
         if chunks < 1:
             return
         cost = max(stats.wall_s - stats.setup_s, 1e-7) / chunks
+        if self._cost_s and chunks * _STEEPEST < self._usual:
+            cost = min(cost, _STEEPEST * self._cost_s)
+        self._usual = max(0.75 * self._usual, float(chunks))
         # Follow a rising cost at once and a falling one slowly: too long a batch hurts more.
         weight = 1.0 if not self._cost_s else (0.5 if cost > self._cost_s else 0.25)
         self._cost_s += weight * (cost - self._cost_s)
