@@ -121,6 +121,13 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "common.shape[1] == genomes.num_sites": True,
             },
         ),
+        pytest.param(
+            "10_train_from_zarr.ipynb",
+            {
+                "right / tested > sea / tested + 0.05": True,
+                "len(losses) == EPOCHS * len(loader)": True,
+            },
+        ),
     ],
     ids=lambda given: given[:2] if isinstance(given, str) else "",
 )
