@@ -31,7 +31,9 @@ pytestmark = [
 
 
 def copy(*args: Any) -> Result:
-    return CliRunner().invoke(zds, ["copy", *map(str, args), "--no-progress"])
+    """Run in this thread, unless a cluster is named: to start one for each array takes longer than the rest."""
+    here = () if {"--scheduler", "--workers", "--concurrency"} & set(args) else ("--concurrency", "1")
+    return CliRunner().invoke(zds, ["copy", *map(str, args), *here, "--no-progress"])
 
 
 def done(*args: Any) -> Result:
@@ -134,7 +136,7 @@ def test_chunks_that_are_not_stored_stay_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["none", "zstd", "zstd:5", "gzip", "blosc", "blosc:1", "blosc-zstd:3"])
 @pytest.mark.parametrize("version", ["2", "3"])
 def test_codecs(array: Path, tmp_path: Path, codec: str, version: str) -> None:
-    done(array, tmp_path / "copy", "--codec", codec, "--format", version, "--concurrency", "1")
+    done(array, tmp_path / "copy", "--codec", codec, "--format", version)
     text = str(zarr.open_array(tmp_path / "copy").compressors)
     name, _, level = codec.partition(":")
     if name == "none":
@@ -161,7 +163,7 @@ def test_a_group_with_all_that_is_in_it(group: Path, tmp_path: Path, version: An
 @pytest.mark.parametrize("version", ["2", "3"])
 def test_consolidated_metadata_are_kept(group: Path, tmp_path: Path, version: str) -> None:
     zarr.consolidate_metadata(group)
-    done(group, tmp_path / "copy", "--format", version, "--concurrency", "1")
+    done(group, tmp_path / "copy", "--format", version)
     opened = zarr.open_consolidated(tmp_path / "copy")
     assert {path for path, _ in opened.members(max_depth=None)} == {
         path for path, _ in zarr.open_group(group, mode="r").members(max_depth=None)
@@ -182,7 +184,7 @@ def _plain(document: Any) -> Any:
 
 
 def test_chunk_lengths_are_for_arrays_with_so_many_axes(group: Path, tmp_path: Path) -> None:
-    done(group, tmp_path / "copy", "--chunks", "10,-1", "--concurrency", "1")
+    done(group, tmp_path / "copy", "--chunks", "10,-1")
     copied: Any = zarr.open_group(tmp_path / "copy", mode="r")
     assert copied["deep/down/t"].chunks == (10, 30)
     assert copied["x"].chunks == (10,)
@@ -194,7 +196,7 @@ def test_what_is_there_is_replaced_as_a_whole(group: Path, tmp_path: Path) -> No
     old.create_array("x", shape=(3,), dtype="i1")
     old.create_array("gone", shape=(3,), dtype="i1")
     assert "exists: choose another place, or say --overwrite" in refused(group, tmp_path / "copy")
-    done(group, tmp_path / "copy", "--overwrite", "--concurrency", "1")
+    done(group, tmp_path / "copy", "--overwrite")
     assert_same_hierarchy(group, tmp_path / "copy")
 
 
@@ -211,12 +213,12 @@ def test_xarray_sees_the_same_dataset(tmp_path: Path, there_and_back: tuple[int,
     )
     encoding = {"t": {"_FillValue": -9999.0, "dtype": "f4"}, "m": {"_FillValue": 5}}
     dataset.to_zarr(tmp_path / "a", zarr_format=before, encoding=encoding, consolidated=True)
-    done(tmp_path / "a", tmp_path / "b", "--format", after, "--concurrency", "1")
+    done(tmp_path / "a", tmp_path / "b", "--format", after)
     with xr.open_zarr(tmp_path / "a") as theirs, xr.open_zarr(tmp_path / "b") as ours:
         xr.testing.assert_identical(ours.load(), theirs.load())
         assert ours["t"].dims == ("y", "x")
         assert ours["t"].encoding["_FillValue"] == -9999.0
-    done(tmp_path / "b", tmp_path / "c", "--format", before, "--concurrency", "1")
+    done(tmp_path / "b", tmp_path / "c", "--format", before)
     with xr.open_zarr(tmp_path / "a") as theirs, xr.open_zarr(tmp_path / "c") as ours:
         xr.testing.assert_identical(ours.load(), theirs.load())
 
@@ -280,7 +282,7 @@ def test_a_difference_is_found(array: Path, tmp_path: Path, monkeypatch: pytest.
         put(self, key, bytes(value)[::-1] if key == "c/1/2" else value, aside=aside)
 
     monkeypatch.setattr(LocalFiles, "put", turned)
-    result = copy(array, tmp_path / "copy", "--codec", "none", "--verify", "--concurrency", "1")
+    result = copy(array, tmp_path / "copy", "--codec", "none", "--verify")
     assert result.exit_code == 1
     assert "compared: they differ" in result.stdout
     assert "the array differs in box" in result.stderr
@@ -290,7 +292,7 @@ def test_a_copy_goes_on_where_it_was_stopped(group: Path, tmp_path: Path) -> Non
     bad = next(path for path in (group / "deep" / "down" / "t").rglob("*[0-9]") if path.is_file())
     good = bad.read_bytes()
     bad.write_bytes(good[:10])
-    options = (group, tmp_path / "copy", "--checkpoint", tmp_path / "ledgers", "--retries", "0", "--concurrency", "1")
+    options = (group, tmp_path / "copy", "--checkpoint", tmp_path / "ledgers", "--retries", "0")
     assert copy(*options).exit_code == 1
     bad.write_bytes(good)
     report = json.loads(done(*options, "--json").stdout)["report"]
@@ -309,6 +311,11 @@ def test_json(array: Path, tmp_path: Path) -> None:
     assert found["report"]["bytes_written"] == sum(
         p.stat().st_size for p in (tmp_path / "copy" / "c").rglob("*") if p.is_file()
     )
+
+
+def test_on_the_cluster_inside_this_process(group: Path, tmp_path: Path) -> None:
+    done(group, tmp_path / "copy", "--concurrency", "8", "--verify")
+    assert_same_hierarchy(group, tmp_path / "copy")
 
 
 # -- on real parts --------------------------------------------------------------------------------
