@@ -157,7 +157,7 @@ def test_one_cause_of_nearly_all_errors_is_named() -> None:
     assert "on the worker w1" in advice.text
     assert "chunk (0,)" in advice.text
     fail(report, 90, Category.TRANSIENT, "w2", dead=True)
-    assert "1 chunks were given up" not in only(report, "one-cause").text
+    assert "1 chunk was given up" in only(report, "one-cause").text
     assert "All of them were on" not in only(report, "one-cause").text
 
 

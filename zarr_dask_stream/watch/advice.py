@@ -106,8 +106,7 @@ def advise(account: Account, history: History) -> list[Advice]:
 
 
 def _no_workers(e: _Evidence) -> Iterator[Advice]:
-    _, workers = e.history.series("workers")
-    if e.account.outcome == "running" and e.history.threads and not workers[-1]:
+    if e.account.outcome == "running" and e.history.threads and not e.history.workers_now:
         yield Advice(
             "no-workers",
             "No worker is left",
@@ -124,7 +123,8 @@ def _one_cause(e: _Evidence) -> Iterator[Advice]:
     where = ""
     if len(e.history.workers) > 1 and len(first.workers) == 1:
         where = f" All of them were on the worker {next(iter(first.workers))}."
-    fate = f"{first.dead:,} chunks were given up" if first.dead else "all of them healed when they were tried again"
+    given_up = "1 chunk was given up" if first.dead == 1 else f"{first.dead:,} chunks were given up"
+    fate = given_up if first.dead else "all of them healed when they were tried again"
     example = f" An example is chunk {first.sample}." if first.sample else ""
     yield Advice(
         "one-cause",

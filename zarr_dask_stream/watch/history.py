@@ -199,6 +199,8 @@ class History(Callback):
         Decoded bytes of one item.
     threads : int
         Most task threads that the cluster had.
+    workers_now : int
+        Workers that it had when it was last looked at.
     max_chunks : int or None
         The bound on chunks in flight, where there is one.
     max_nbytes : int
@@ -232,6 +234,7 @@ class History(Callback):
         self.grid_shape: tuple[int, ...] = ()
         self.chunk_nbytes = 0
         self.threads = 0
+        self.workers_now = 0
         self.max_chunks: int | None = None
         self.max_nbytes = 0
         self.slowed = 0
@@ -262,6 +265,7 @@ class History(Callback):
     def on_cluster_changed(self, notice: ClusterChanged) -> None:
         """Keep the number of workers and threads."""
         self.threads = max(self.threads, notice.threads)
+        self.workers_now = notice.workers
         self._level("workers", notice.at, notice.workers)
         self._level("threads", notice.at, notice.threads)
 
