@@ -5,7 +5,6 @@ The map goes out as two bytes for each cell, series at no more points than a sma
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,16 +16,17 @@ import numpy.typing as npt
 
 from zarr_dask_stream.engine.events import DeadLetter
 from zarr_dask_stream.watch.chunkmap import COLOURS, GROUNDS, STATES, ChunkMap
-from zarr_dask_stream.watch.history import History
 from zarr_dask_stream.watch.report import Report, human_bytes, human_seconds
 
-__all__ = ["Controls", "Pace", "axes_choices", "axes_name", "make_frame"]
+__all__ = ["OVER", "Controls", "Pace", "axes_choices", "axes_name", "make_frame"]
+
+OVER = ("done", "stopped early", "failed")
+"""The outcomes of runs that have ended."""
 
 _LETTERS = 50
 _MESSAGE = 400
 _POINTS = 120
 _CHOICES = 6
-_OVER = ("done", "stopped early", "failed")
 _PHASES = ("schedule", "fetch", "decode", "compute", "transfer", "consumer")
 
 _Floats = npt.NDArray[np.float64]
@@ -109,11 +109,11 @@ def axes_name(axes: Sequence[int] | None, dims: Sequence[str | None] | None) -> 
 
 def make_frame(
     report: Report,
-    history: History,
     chunkmap: ChunkMap,
     *,
     pace: Pace,
     controls: Controls,
+    workers: int | None = None,
     name: str = "",
     limit: int | None = None,
     maps: Sequence[str] = (),
@@ -124,12 +124,16 @@ def make_frame(
 
     Parameters
     ----------
-    report, history, chunkmap
-        Of one and the same run; each may be in the middle of it.
+    report : Report
+        The account of a run, which may be in the middle.
+    chunkmap : ChunkMap
+        A picture of the same run: the report's own, or one of other axes.
     pace : Pace
         The looks at this run so far.
     controls : Controls
         How the stream is set.
+    workers : int, optional
+        Workers at the moment, where that is known.
     name : str
         What the stream is, in a line.
     limit : int, optional
@@ -149,14 +153,12 @@ def make_frame(
 
     Examples
     --------
-    >>> from zarr_dask_stream.engine.events import ChunksEmitted, RunStarted
-    >>> report, history, chunkmap = Report(), History(), ChunkMap()
-    >>> for notice in (RunStarted(0.0, 2, 8, (2,), "memory://"), ChunksEmitted(0.5, (0,))):
-    ...     for fold in (report, history, chunkmap):
-    ...         fold.handle(notice)
-    >>> frame = make_frame(report, history, chunkmap, pace=Pace(), controls=Controls())
+    >>> from zarr_dask_stream.engine.events import RunStarted
+    >>> report = Report()
+    >>> report.handle(RunStarted(0.0, 3, 8, (3,), "memory://"))
+    >>> frame = make_frame(report, report.chunkmap, pace=Pace(), controls=Controls(paused=True))
     >>> frame["badge"], frame["numbers"], list(frame["cells"]), list(frame["shares"])
-    ('running', ['1/2 chunks'], [3, 0], [255, 0])
+    ('paused', ['0/3 chunks', '0 ms gone'], [0, 0, 0], [0, 0, 0])
     """
     picture = chunkmap.picture()
     done, total = _way(report, limit)
@@ -171,13 +173,13 @@ def make_frame(
         "state": state,
         "badge": state,
         "live": report.outcome == "running",
-        "over": report.outcome in _OVER,
+        "over": report.outcome in OVER,
         "paused": controls.paused,
         "draining": controls.draining,
         "rate": controls.rate,
         "share": None if total is None else min(done / max(total, 1), 1.0) if total else float(state == "done"),
-        "numbers": _numbers(report, done, total, pace),
-        "troubles": _troubles(report, history),
+        "numbers": _numbers(report, done, total, pace, paused=controls.paused),
+        "troubles": _troubles(report, workers),
         "states": list(STATES),
         "counts": [picture.totals[name] for name in STATES],
         "colours": {ground: list(colours.values()) for ground, colours in COLOURS.items()},
@@ -188,7 +190,7 @@ def make_frame(
         "cells": picture.states.tobytes(),
         "shares": np.floor(picture.done_share * 255).astype(np.uint8).tobytes(),
         "empty": "" if rows * columns else _why_empty(report),
-        "series": _lines(report, history),
+        "series": _lines(report, pace),
         "time": [
             {"name": phase, "seconds": round(seconds, 6), "text": human_seconds(seconds)}
             for phase, seconds in ((phase, report.time.get(phase, 0.0)) for phase in _PHASES)
@@ -206,7 +208,7 @@ def _way(report: Report, limit: int | None) -> tuple[int, int | None]:
 
 
 def _state(outcome: str, controls: Controls) -> str:
-    if outcome in _OVER:
+    if outcome in OVER:
         return outcome
     if controls.paused:
         return "paused"
@@ -221,7 +223,7 @@ def _why_empty(report: Report) -> str:
     return "There is no chunk to read."
 
 
-def _numbers(report: Report, done: int, total: int | None, pace: Pace) -> list[str]:
+def _numbers(report: Report, done: int, total: int | None, pace: Pace, *, paused: bool) -> list[str]:
     if report.outcome == "not started":
         return []
     numbers = [f"{done:,}/{'?' if total is None else f'{total:,}'} chunks"]
@@ -230,7 +232,7 @@ def _numbers(report: Report, done: int, total: int | None, pace: Pace) -> list[s
         rates = [f"{done / seconds:,.{0 if done / seconds >= 10 else 1}f}/s"]
         return [*numbers, human_seconds(report.wall_s), *rates, f"{human_bytes(report.bytes_decoded / seconds)}/s"]
     chunks_per_s, bytes_per_s = pace.per_s
-    if chunks_per_s > 0:
+    if chunks_per_s > 0 and not paused:
         numbers += [f"{chunks_per_s:,.{0 if chunks_per_s >= 10 else 1}f}/s", f"{human_bytes(bytes_per_s)}/s"]
         if total is not None and total > done:
             numbers.append(f"{human_seconds(max((total - done) / chunks_per_s, 1.0))} left")
@@ -238,42 +240,40 @@ def _numbers(report: Report, done: int, total: int | None, pace: Pace) -> list[s
     return numbers
 
 
-def _troubles(report: Report, history: History) -> list[str]:
+def _troubles(report: Report, workers: int | None) -> list[str]:
     counts = [
         (report.retries, "retry", "retries"),
         (report.dead_lettered, "dead letter", "dead letters"),
         (report.batches_lost, "task lost", "tasks lost"),
-        (history.slowed, "slow-down asked for by the store", "slow-downs asked for by the store"),
+        (report.history.slowed, "slow-down asked for by the store", "slow-downs asked for by the store"),
     ]
     found = [f"{count:,} {one if count == 1 else many}" for count, one, many in counts if count]
-    if report.outcome == "running" and _last(history.series("workers")[1]) == 0:
+    if report.outcome == "running" and workers == 0:
         found.append("waiting for a worker to join the cluster")
     return [*found, report.error[:_MESSAGE]] if report.error else found
 
 
-def _last(values: _Floats) -> float:
-    """Return the last value; NaN where nothing was heard of yet."""
-    return float(values[-1]) if len(values) and np.nanmax(values, initial=0.0) > 0 else math.nan
-
-
-def _lines(report: Report, history: History) -> list[dict[str, Any]]:
+def _lines(report: Report, pace: Pace) -> list[dict[str, Any]]:
+    seconds = max(report.wall_s, 1e-9)
+    running = report.outcome == "running"
+    chunks, nbytes = pace.per_s if running else (report.chunks_per_s, report.bytes_decoded / seconds)
     lines = []
-    for name, source, text in (
-        ("Chunks per second", "chunks", _per_s),
-        ("Decoded per second", "decoded", _bytes_per_s),
-        ("Chunks in flight", "in_flight", _count),
+    for name, source, now, text in (
+        ("Chunks/s", "chunks", chunks, _per_s),
+        ("Decoded/s", "decoded", nbytes, human_bytes),
+        ("In flight", "in_flight", None, _count),
     ):
-        times, values = history.series(source)
+        times, values = report.history.series(source)
         values = np.nan_to_num(values)
-        if report.outcome != "running" and source != "in_flight" and len(values) > 2:
-            values = values[:-1]  # a sliver of time says nothing
-            times = times[:-1]
+        if now is not None and len(values) > 2:
+            times, values = times[:-1], values[:-1]  # the last bin is not full yet
         times, values = _thinned(times), _thinned(values)
+        last = float(values[-1]) if len(values) else 0.0
         lines.append(
             {
                 "name": name,
-                "now": text(float(values[-1]) if len(values) else 0.0),
-                "most": text(float(values.max(initial=0.0))),
+                "now": text(last) if now is None else f"{'' if running else 'mean '}{text(now)}",
+                "most": text(max(float(values.max(initial=0.0)), now or 0.0)),
                 "times": [round(float(t), 2) for t in times],
                 "values": [float(f"{value:.4g}") for value in values],
             }
@@ -294,10 +294,6 @@ def _thinned(values: _Floats) -> _Floats:
 
 def _per_s(value: float) -> str:
     return f"{value:,.{0 if value >= 10 else 1}f}"
-
-
-def _bytes_per_s(value: float) -> str:
-    return human_bytes(value)
 
 
 def _count(value: float) -> str:

@@ -95,14 +95,15 @@ class ChunkMap {
   measure() {
     const [rows, columns] = this.frame.layout.shape;
     const width = Math.max(this.node.clientWidth, 60);
-    let size = Math.min(width / columns, HIGHEST / rows, LARGEST);
-    if (size >= 2) size = Math.floor(size);
-    return { rows, columns, size, wide: columns * size, high: rows * size };
+    const whole = (length) => (length >= 2 ? Math.floor(length) : length);
+    const down = whole(Math.min(HIGHEST / rows, LARGEST, (2 * width) / columns));
+    const across = whole(Math.min(width / columns, 2 * down));
+    return { rows, columns, down, across, wide: columns * across, high: rows * down };
   }
 
   paint() {
     if (!this.frame) return;
-    const { rows, columns, size, wide, high } = this.measure();
+    const { rows, columns, down, across, wide, high } = this.measure();
     const scale = devicePixelRatio || 1;
     const canvas = this.canvas;
     this.node.hidden = rows * columns === 0;
@@ -115,7 +116,8 @@ class ChunkMap {
     context.scale(scale, scale);
     context.fillStyle = this.ground;
     context.fillRect(0, 0, wide, high);
-    const gap = size >= 6 ? 1 : 0;
+    const smaller = Math.min(down, across);
+    const gap = smaller >= 5 ? 1 : 0;
     const names = this.frame.states;
     const moving = new Set(["planned", "in flight", "retried"].map((name) => names.indexOf(name)));
     const done = this.colours[names.indexOf("done")];
@@ -124,36 +126,39 @@ class ChunkMap {
     for (let i = 0; i < rows * columns; i++) {
       const state = this.states[i];
       if (!(state < names.length)) continue; // no chunk of this run
-      const x = (i % columns) * size;
-      const y = Math.floor(i / columns) * size;
+      const x = (i % columns) * across;
+      const y = Math.floor(i / columns) * down;
       const share = this.shares[i] / 255;
       const partly = moving.has(state) && share > 0;
-      const inner = size - gap;
-      if (partly && size < 4) {
+      const [wider, higher] = [across - gap, down - gap];
+      if (partly && smaller < 4) {
         context.fillStyle = mix(this.colours[state], done, share);
-        context.fillRect(x, y, size, size);
+        context.fillRect(x, y, across, down);
         continue;
       }
       context.fillStyle = this.colours[state];
-      context.fillRect(x, y, inner, inner);
+      context.fillRect(x, y, wider, higher);
       if (partly) {
-        const filled = Math.max(inner * share, 1);
+        const filled = Math.max(higher * share, 1);
         context.fillStyle = done;
-        context.fillRect(x, y + inner - filled, inner, filled);
+        context.fillRect(x, y + higher - filled, wider, filled);
       }
-      if (size >= 9 && (state === dead || state === retried)) this.mark(context, x, y, inner, state === dead);
+      if (smaller >= 8 && (state === dead || state === retried)) {
+        const inner = Math.min(wider, higher);
+        this.mark(context, x + (wider - inner) / 2, y + (higher - inner) / 2, inner, state === dead);
+      }
     }
     if (this.at && document.activeElement === canvas) {
       const [row, column] = this.at;
-      const room = Math.max(size, 5);
-      const x = Math.min(column * size, wide - room);
-      const y = Math.min(row * size, high - room);
+      const [broad, tall] = [Math.max(across, 5), Math.max(down, 5)];
+      const x = Math.min(column * across, wide - broad);
+      const y = Math.min(row * down, high - tall);
       context.lineWidth = 1;
       context.strokeStyle = this.ground;
-      context.strokeRect(x + 1.5, y + 1.5, room - 3, room - 3);
+      context.strokeRect(x + 1.5, y + 1.5, broad - 3, tall - 3);
       context.lineWidth = 2;
       context.strokeStyle = this.ground === "#ffffff" ? "#000000" : "#ffffff";
-      context.strokeRect(x + 0.5, y + 0.5, room - 1, room - 1);
+      context.strokeRect(x + 0.5, y + 0.5, broad - 1, tall - 1);
     }
   }
 
@@ -199,10 +204,10 @@ class ChunkMap {
 
   point(event) {
     if (!this.frame) return;
-    const { rows, columns, size } = this.measure();
+    const { rows, columns, down, across } = this.measure();
     const box = this.canvas.getBoundingClientRect();
-    const row = Math.floor((event.clientY - box.top) / size);
-    const column = Math.floor((event.clientX - box.left) / size);
+    const row = Math.floor((event.clientY - box.top) / down);
+    const column = Math.floor((event.clientX - box.left) / across);
     if (row < 0 || column < 0 || row >= rows || column >= columns) return;
     if (!this.over || this.over[0] !== row || this.over[1] !== column) {
       this.over = [row, column];
@@ -260,7 +265,7 @@ function sparkline(series) {
   const wide = 180, high = 36;
   node.append(make("figcaption", {}, make("span", { text: series.name }), make("strong", { text: series.now })));
   const picture = draw("svg", { viewBox: `0 0 ${wide} ${high}`, preserveAspectRatio: "none", role: "img" });
-  picture.setAttribute("aria-label", `${series.name}: now ${series.now}, at most ${series.most}`);
+  picture.setAttribute("aria-label", `${series.name}: ${series.now}, at most ${series.most}`);
   const values = series.values;
   if (values.length > 1) {
     const top = Math.max(...values, 1e-9);
@@ -340,7 +345,7 @@ function render({ model, el }) {
   const letters = make("div");
   const controls = make("div", { class: "zds-controls", role: "group", "aria-label": "Control of the stream" },
     pause, drain, make("label", {}, "Rate ", rate, " requests/s"));
-  const root = make("section", { class: "zds" },
+  const root = make("section", { class: "zds-live" },
     make("header", {}, make("div", {}, name, place), badge), meter, line, trouble, controls, note,
     make("div", { class: "zds-maphead" }, make("h4", { text: "Chunk map" }), axesLabel),
     map.node, empty, map.said, legend, lines, time, letters);

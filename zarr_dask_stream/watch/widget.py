@@ -24,11 +24,11 @@ from importlib import import_module
 from importlib.resources import files
 from typing import Any, Protocol
 
-from zarr_dask_stream.engine.events import Callback, Notice, RunFinished, RunStarted
+from zarr_dask_stream.engine.events import Callback, ClusterChanged, Notice, RunFinished, RunStarted
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.watch.chunkmap import ChunkMap
-from zarr_dask_stream.watch.frame import Controls, Pace, axes_choices, axes_name, make_frame
+from zarr_dask_stream.watch.frame import OVER, Controls, Pace, axes_choices, axes_name, make_frame
 from zarr_dask_stream.watch.report import Report
 
 __all__ = ["Controlled", "StreamWidget"]
@@ -126,12 +126,15 @@ class StreamWidget:
         self._acted: deque[str] = deque(maxlen=_REMEMBERED)
         self._asked: dict[str, tuple[int, int]] = {}
         self._places: deque[Any] = deque(maxlen=_PLACES)
+        self._still = False  # whether these places show the picture that stays
         self._lock = threading.RLock()
         self._news = threading.Event()
         self._thread: threading.Thread | None = None
         self.view = _view_class()(frame=self._look())
         self.view.on_msg(lambda _, content, __: self._hear(content))
         self._hear_early(self.view.comm)
+        if stream.report.outcome == "running":
+            self._tell()
 
     def __repr__(self) -> str:
         return f"StreamWidget({self._name})"
@@ -159,7 +162,9 @@ class StreamWidget:
     def _ipython_display_(self) -> None:
         # Not a plain repr: what is in the output has to change once more when the run is over.
         display = import_module("IPython.display").display
-        self._places.append(display(self._bundle(live=True), raw=True, display_id=True))
+        with self._lock:
+            self._still = self._account.report.outcome in OVER
+            self._places.append(display(self._bundle(live=not self._still), raw=True, display_id=True))
 
     def _bundle(self, *, live: bool) -> dict[str, Any]:
         bundle = {"text/plain": repr(self), "text/html": self._repr_html_()}
@@ -170,6 +175,9 @@ class StreamWidget:
 
     def _show(self, *, live: bool) -> None:
         """Put the live widget, or the picture that stays, where it was displayed."""
+        if self._still is not live:
+            return
+        self._still = not live
         for place in list(self._places):
             if place is not None:  # None: no notebook around
                 place.update(self._bundle(live=live), raw=True)
@@ -189,13 +197,11 @@ class StreamWidget:
         if self._closed:
             return
         with self._lock:
-            again = self._runs > 0
             self._runs += 1
             self._draining = False
             self._account = account = _Account(report, self._choices, self._tell)
-        tell_also(account, account.maps[1:])
-        if again:
             self._show(live=True)
+        tell_also(account, account.maps[1:])
 
     def _tell(self) -> None:
         """Have a frame sent soon, by a thread that goes on as long as the run does."""
@@ -206,22 +212,18 @@ class StreamWidget:
                 self._thread.start()
 
     def _send(self) -> None:
-        account = self._account
         while True:
             self._news.clear()
             with self._lock:
-                account = self._account
                 frame = self._look()
                 asked, self._asked = self._asked, {}
-            live = frame["live"] and not self._closed
-            if not self._closed:
-                self.view.frame = frame
-                for view, (row, column) in asked.items():
-                    self._answer(view, row, column)
-            if account.heard_end and not account.shown and not self._closed:
-                account.shown = True
-                self._show(live=False)
-            if live:
+                if not self._closed:
+                    self.view.frame = frame
+                    if frame["over"]:
+                        self._show(live=False)
+            for view, (row, column) in asked.items():
+                self._answer(view, row, column)
+            if frame["live"] and not self._closed:
                 self._news.wait(_EVERY_S)
                 continue
             with self._lock:
@@ -238,9 +240,9 @@ class StreamWidget:
         rate = None if limit is None or limit.requests is None else limit.requests_per_s
         return make_frame(
             report,
-            report.history,
             account.maps[shown],
             pace=account.pace,
+            workers=account.workers,
             controls=Controls(self._stream.paused, self._draining, rate),
             name=self._name,
             limit=self._limit,
@@ -295,8 +297,8 @@ class StreamWidget:
             self._stream.drain()
         elif kind == "rate":
             self._stream.rate_limit = changed_rate(self._stream.rate_limit, value)
-        elif kind == "axes" and value in range(len(self._choices)):
-            self._shown = int(value)
+        elif kind == "axes" and isinstance(value, int) and 0 <= value < len(self._choices):
+            self._shown = value
         self._tell()
 
     def _ask(self, content: dict[str, Any]) -> None:
@@ -335,16 +337,15 @@ class _Account(Callback):
         self.pace = Pace()
         # The report folds the usual picture; of a run that was under way before, there is no other.
         self.maps = [report.chunkmap, *([] if tell is None else [ChunkMap(axes=axes) for axes in choices[1:]])]
-        self.heard_end = False
-        self.shown = False
+        self.workers: int | None = None
         self._tell = tell
 
     def on_notice(self, notice: Notice) -> None:
         """Add up; have frames sent from the first notice to the last."""
         for chunkmap in self.maps[1:]:
             chunkmap.handle(notice)
-        if isinstance(notice, RunFinished):
-            self.heard_end = True
+        if isinstance(notice, ClusterChanged):
+            self.workers = notice.workers
         if self._tell is not None and isinstance(notice, (RunStarted, RunFinished)):
             self._tell()
 
