@@ -34,11 +34,11 @@ def picture_of(shape: tuple[int, ...], done: int, *, cells: int = 4096) -> Pictu
 
 def area(svg: ET.Element, width: float, height: float) -> float:
     """Add up the cells that the parts of a map cover."""
-    whole = sum(float(r.attrib["width"]) * float(r.attrib["height"]) for r in svg.findall(f"{SVG}rect"))
+    gap = charts._gap(width, height)
+    sides = [(float(r.attrib["width"]), float(r.attrib["height"])) for r in svg.findall(f"{SVG}rect")]
     for path in svg.findall(f"{SVG}path"):
-        for w, h in re.findall(r"h([0-9.]+)v([0-9.]+)h-", path.attrib["d"]):
-            whole += float(w) * float(h)
-    return whole / (width * height)
+        sides += [(float(w), float(h)) for w, h in re.findall(r"h([0-9.]+)v([0-9.]+)h-", path.attrib["d"])]
+    return sum((w + gap) * (h + gap) for w, h in sides) / (width * height)
 
 
 @pytest.mark.parametrize(("shape", "done", "cells"), [((5, 7), 17, 4096), ((400,), 123, 4096), ((90, 90), 4000, 100)])

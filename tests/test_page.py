@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -87,7 +87,7 @@ def play(
     return report
 
 
-RUNS = {
+RUNS: dict[str, Callable[[], zds.Report]] = {
     "usual": lambda: play((30, 40), dead=170, retried=40),
     "one chunk": lambda: play((1,)),
     "no chunks": lambda: play((0, 5)),

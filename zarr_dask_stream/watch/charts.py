@@ -153,6 +153,7 @@ def map_chart(picture: Picture) -> str:
     filling = np.where(picture.states == STATES.index("done"), (picture.done_share * _LEVELS).astype(np.int64), _LEVELS)
     looks = np.where(picture.states < OUTSIDE, picture.states.astype(np.int64) * (_LEVELS + 1) + filling, -1)
     runs = list(_runs(looks))
+    gap = _gap(width, height)
     counts = ", ".join(f"{count:,} {state}" for state, count in picture.totals.items() if count)
     title = f"Chunk map, {rows} by {columns} cells"
     mark = f"m{zlib.crc32(np.ascontiguousarray(picture.states).tobytes() + repr(picture.layout).encode()):08x}"
@@ -163,14 +164,14 @@ def map_chart(picture: Picture) -> str:
         for row, start, stop, look in runs:
             text = html.escape(_run_label(picture, row, start, stop))
             body.append(
-                f'<rect x="{start * width:g}" y="{row * height:g}" width="{(stop - start) * width:g}" '
-                f'height="{height:g}" fill="url(#{mark}-{look})"><title>{text}</title></rect>'
+                f'<rect x="{start * width:g}" y="{row * height:g}" width="{(stop - start) * width - gap:g}" '
+                f'height="{height - gap:g}" fill="url(#{mark}-{look})"><title>{text}</title></rect>'
             )
     else:
         paths: dict[int, list[str]] = {}
         for row, start, stop, look in runs:
-            w = (stop - start) * width
-            paths.setdefault(look, []).append(f"M{start * width:g} {row * height:g}h{w:g}v{height:g}h{-w:g}z")
+            w = (stop - start) * width - gap
+            paths.setdefault(look, []).append(f"M{start * width:g} {row * height:g}h{w:g}v{height - gap:g}h{-w:g}z")
         body += [f'<path d="{"".join(d)}" fill="url(#{mark}-{look})"/>' for look, d in paths.items()]
     return _picture(columns * width, rows * height, title, body, describe=f"Chunks: {counts or 'none'}.")
 
@@ -180,6 +181,10 @@ def _cell_size(rows: int, columns: int, slender: float) -> tuple[float, float]:
     height = min(_MAP_HEIGHT / rows, _LARGEST_CELL)
     width, height = min(width, 3 * height), min(height, slender * width)
     return round(width, 2), round(height, 2)
+
+
+def _gap(width: float, height: float) -> float:
+    return round(min(max(min(width, height) * _GAP, 0.4), 2.0), 2)
 
 
 def _runs(looks: npt.NDArray[np.int64]) -> Iterable[tuple[int, int, int, int]]:
@@ -203,7 +208,7 @@ def _run_label(picture: Picture, row: int, start: int, stop: int) -> str:
 def _pattern(name: str, look: int, width: float, height: float) -> str:
     """One cell, repeated: what it is made of says its state without colour."""
     state, level = divmod(look, _LEVELS + 1)
-    gap = min(max(min(width, height) * _GAP, 0.4), 2.0)
+    gap = _gap(width, height)
     w, h = width - gap, height - gap
     box = f'x="0" y="0" width="{w:g}" height="{h:g}" rx="{min(w, h) * 0.12:.2g}"'
     small = min(w, h) < 5

@@ -544,7 +544,7 @@ class _Counted:
             moves.setdefault((was, to), []).append(numbers)
         for (was, to), parts in moves.items():
             numbers = _numbers_of(parts)
-            if numbers.size and (numbers[-1] >= size or numbers.max() >= size):
+            if numbers.size and numbers.max() >= size:
                 numbers = numbers[numbers < size]  # what is not in the grid is not in the picture
             if cells:
                 found = np.bincount(self.layout.cell_of(numbers), minlength=cells)

@@ -63,6 +63,7 @@ vertical-align:-.08rem}
 .zds .scroll{overflow-x:auto}
 .zds table{border-collapse:collapse;width:100%;font-size:.9rem;margin:0;color:inherit}
 .zds caption{text-align:left;color:var(--quiet);padding:0 0 .5rem}
+.zds caption span{display:inline-block;max-width:min(58rem,calc(100vw - 4.5rem))}
 .zds th,.zds td{text-align:left;vertical-align:top;padding:.4rem .9rem .4rem 0;border-top:1px solid var(--edge);
 background:none;white-space:normal}
 .zds thead th{border-top:0;color:var(--quiet);font-weight:600;white-space:nowrap}
@@ -362,7 +363,7 @@ def _table(
     more = f'<tr><td colspan="{of}">... and {hidden:,} more{where}</td></tr>' if hidden > 0 else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table>'
-        f"<caption>{_text(caption)}</caption><thead><tr>{cells}</tr></thead>"
+        f"<caption><span>{_text(caption)}</span></caption><thead><tr>{cells}</tr></thead>"
         f"<tbody>{''.join(rows)}{more}</tbody></table></div>"
     )
 
