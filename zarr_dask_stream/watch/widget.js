@@ -68,7 +68,10 @@ class ChunkMap {
     this.ask = ask;
     this.at = null;
     this.exact = new Map();
-    this.canvas = make("canvas", { tabindex: "0", role: "img", "aria-label": "chunk map", class: "zds-canvas" });
+    this.canvas = make("canvas", {
+      // Screen readers hand the arrow keys to an application, and keep them to themselves on a picture.
+      tabindex: "0", role: "application", "aria-roledescription": "chunk map", "aria-label": "Chunk map", class: "zds-canvas",
+    });
     this.tip = make("div", { class: "zds-tip", "aria-hidden": "true", hidden: "" });
     this.said = make("p", { class: "zds-said", "aria-live": "polite" });
     this.node = make("div", { class: "zds-map" }, this.canvas, this.tip);
