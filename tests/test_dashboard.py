@@ -92,7 +92,12 @@ def test_thousands_of_notices_make_little_news(client: Any, scheduler: Scheduler
 def test_where_nobody_listens_nothing_is_sent(client: Any, scheduler: Scheduler) -> None:
     scheduler.listens = False
     looks: list[int] = []
-    one = begun(client, lambda: looks.append(1) or {})
+
+    def look() -> dict[str, Any]:
+        looks.append(1)
+        return {}
+
+    one = begun(client, look)
     finish(one)
     assert 1 <= scheduler.asked <= 2
     assert not scheduler.heard

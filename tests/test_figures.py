@@ -22,7 +22,7 @@ from zarr_dask_stream.engine.events import (
     RunStarted,
     SlowedDown,
 )
-from zarr_dask_stream.watch.figures import OTHER, Figures, Totals, stream_name
+from zarr_dask_stream.watch.figures import OTHER, Counts, Figures, Totals, stream_name
 
 BATCH = Batch(1, (range(4),), 4, 400)
 
@@ -97,7 +97,7 @@ def test_tasks_are_counted_with_where_their_time_went() -> None:
 def test_totals_are_the_sums_of_runs_however_often_they_are_looked_at(steps: list[tuple[int, int]]) -> None:
     totals, runs = Totals(), [0, 0, 0]
     for run, more in steps:
-        before = {"chunks": {"emitted": runs[run]}}
+        before: Counts = {"chunks": {"emitted": runs[run]}}
         runs[run] += more
         totals.add("a" if run < 2 else "b", {"chunks": {"emitted": runs[run]}}, before)
     sums = {name: counts["chunks"]["emitted"] for name, counts in totals}

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 import prometheus_client
@@ -28,7 +29,7 @@ def registry() -> prometheus_client.CollectorRegistry:
     return prometheus_client.CollectorRegistry()
 
 
-def some_array(chunks: int = 6) -> zarr.Array:
+def some_array(chunks: int = 6) -> Any:
     array = zarr.create_array({}, shape=(2 * chunks,), chunks=(2,), dtype="i4")
     array[:] = np.arange(2 * chunks)
     return array

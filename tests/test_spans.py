@@ -52,7 +52,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes)
 
 
-def some_array() -> zarr.Array:
+def some_array() -> Any:
     array = zarr.create_array({}, shape=(12,), chunks=(2,), dtype="i4")
     array[:] = np.arange(12)
     return array

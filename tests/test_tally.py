@@ -31,9 +31,12 @@ def test_what_was_looked_at_does_not_change() -> None:
 
 def test_threads_lose_no_count() -> None:
     tally = Tally()
-    threads = [
-        threading.Thread(target=lambda: [tally.add(BatchResult(numbers=[0])) for _ in range(500)]) for _ in range(4)
-    ]
+
+    def adding() -> None:
+        for _ in range(500):
+            tally.add(BatchResult(numbers=[0]))
+
+    threads = [threading.Thread(target=adding) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +17,12 @@ from distributed import Client, LocalCluster
 import zarr_dask_stream as zds
 from cluster.streaming import slowly
 from realparts.browser import Browser
+from zarr_dask_stream.watch.chunkmap import COLOURS
 
 pytestmark = pytest.mark.cluster
 
 READY = "() => window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle"
+DONE = COLOURS["light"]["done"]
 CELLS = """() => {
   const source = Bokeh.documents[0].get_model_by_name("cells");
   const counts = {};
@@ -51,6 +55,11 @@ def cluster() -> Iterator[LocalCluster]:
         n_workers=2, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address="127.0.0.1:0"
     ) as cluster:
         yield cluster
+
+
+def whose() -> str:
+    """Return how the streams of this process are marked."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def fails_at_times(chunk: zds.Chunk) -> Any:
@@ -94,7 +103,7 @@ def test_cells_change_colour_while_two_clients_stream(cluster: LocalCluster, bro
             assert before["planned"] > 100
             assert 0 < before["in flight"] <= 24
             pixels = tab.page.evaluate(PIXELS)
-            assert pixels["#0b62b8"] > 5000, "the colour of cells that are done"
+            assert pixels[DONE] > 5000, "the colour of cells that are done"
             tab.shot(tmp_path / "running.png")
         finally:
             room.release(10_000)
@@ -104,9 +113,13 @@ def test_cells_change_colour_while_two_clients_stream(cluster: LocalCluster, bro
         after = tab.page.evaluate(CELLS)
         assert after["dead"] == 24
         assert after["done"] == 960 - after["dead"]
-        assert tab.page.evaluate(PIXELS)["#0b62b8"] > pixels["#0b62b8"]
+        assert tab.page.evaluate(PIXELS)[DONE] > pixels[DONE]
+        tab.page.get_by_role("row", name="960 of 960").get_by_text("done").wait_for()
         tab.page.get_by_text("chunk (#) has a <bad> header").wait_for()
         tab.shot(tmp_path / "done.png")
+        tab.page.get_by_label("Show").select_option(label=f"{path.parent.name}/{path.name}, done, {whose()}, no. 1")
+        tab.page.get_by_text("100 of 100").nth(1).wait_for()
+        assert tab.page.evaluate(CELLS) == {"done": 100}
         assert not tab.errors
         host = str(client.dashboard_link).rpartition("/")[0]
         assert {request for request in tab.requests if not request.startswith((host, "data:", "blob:"))} == set()

@@ -62,8 +62,9 @@ def parts(expression: Any) -> Iterator[Any]:
 
 def check(text: str) -> None:
     """Parse an expression as Prometheus would; see that all it names is exported, and is what it is taken for."""
-    expression = promql.parse(filled_in(text))
-    selectors = [part for part in parts(expression) if isinstance(part, promql.VectorSelector)]
+    expression: Any = promql.parse(filled_in(text))
+    found: list[Any] = list(parts(expression))
+    selectors: list[Any] = [part for part in found if isinstance(part, promql.VectorSelector)]
     assert selectors, text
     for selector in selectors:
         assert selector.name in EXPORTED, f"{selector.name} is not exported"
@@ -74,7 +75,7 @@ def check(text: str) -> None:
     labels = set.intersection(*(EXPORTED[selector.name] for selector in selectors))
     counted = {name for name in EXPORTED if name.endswith(("_total", "_bucket", "_sum", "_count"))}
     in_rates = set()
-    for part in parts(expression):
+    for part in found:
         if isinstance(part, promql.AggregateExpr) and part.modifier is not None:
             assert set(part.modifier.labels) <= labels, f"{text}: groups by what it has not"
         if isinstance(part, promql.Call) and part.func.name in ("rate", "increase"):
@@ -92,7 +93,9 @@ def test_a_panel_asks_for_what_is_exported(panel: dict[str, Any]) -> None:
         assert target["datasource"] == panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         check(target["expr"])
         named = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
-        grouped = [p for p in parts(promql.parse(filled_in(target["expr"]))) if isinstance(p, promql.AggregateExpr)]
+        grouped: list[Any] = [
+            p for p in parts(promql.parse(filled_in(target["expr"]))) if isinstance(p, promql.AggregateExpr)
+        ]
         assert all(name in part.modifier.labels for name in named for part in grouped[:1])
 
 
@@ -145,7 +148,7 @@ def test_choices_come_from_labels_that_exist() -> None:
     for variable in (one for one in VARIABLES.values() if one["type"] == "query"):
         found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
         assert found, variable
-        check_selector = promql.parse(filled_in(found[1]))
+        check_selector: Any = promql.parse(filled_in(found[1]))
         assert found[2] in EXPORTED[check_selector.name]
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Container
+from collections.abc import Container
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 import distributed
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -109,8 +109,7 @@ class StreamsPlugin(SchedulerPlugin):
     async def start(self, scheduler: distributed.Scheduler) -> None:
         """Take part in a scheduler that runs."""
         self._clients = scheduler.clients
-        handlers = cast("dict[str, Callable[..., Any]]", scheduler.handlers)
-        handlers[OPERATION] = self._take
+        scheduler.handlers[OPERATION] = self._take
         with contextlib.suppress(UsageError):  # no prometheus_client: then there is no /metrics either
             self._exporter = exporter()
         problem = _add_page(scheduler, self._board)

@@ -76,7 +76,8 @@ class Spans(Callback):
     def __init__(self, name: str = "", *, every: int | None = None, tracer_provider: Any = None) -> None:
         if not isinstance(name, str):
             raise UsageError(f"name is text, the name of the stream, got {name!r}")
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        given: Any = every
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
             raise UsageError(f"every is a number of tasks, at least one, or None, got {every!r}")
         try:
             trace = import_module("opentelemetry.trace")
