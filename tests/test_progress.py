@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import re
 import time
@@ -16,10 +17,15 @@ from rich.console import Console
 
 import zarr_dask_stream as zds
 from zarr_dask_stream.engine.events import (
+    Batch,
+    BatchFinished,
+    BatchStats,
     Category,
+    ChunkDeadLettered,
     ChunkRetried,
     ChunksEmitted,
     ClusterChanged,
+    DeadLetter,
     Failure,
     Notice,
     RunFinished,
@@ -77,6 +83,17 @@ def test_trouble_has_a_line_of_its_own_and_fits_with_large_numbers() -> None:
     assert "failed" in text
     lines = re.split(r"[\r\n]|\x1b\[2K", text)
     assert all(len(re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", line)) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_was_given_up_and_how_fast_it_goes_is_said(*, terminal: bool) -> None:
+    play = Play(terminal=terminal)
+    letter = DeadLetter((3,), (slice(3, 4),), 3, "corrupt", "ValueError", "bad")
+    stats = BatchStats(bytes_decoded=8 * 2**20)
+    play(started(1000), BatchFinished(2.0, Batch(1, (range(4),), 4, 32), stats, 1.0, 0.0), emitted(2.0, 0, 499))
+    text = play(ChunkDeadLettered(3.0, 3, letter), finished(4.0))
+    for expected in ("500/1,000 chunks", "125/s", "2.0 MiB/s", "1 dead letter"):
+        assert expected in text
 
 
 def test_a_run_without_a_known_total_still_counts() -> None:
@@ -204,7 +221,7 @@ def test_one_bar_for_each_run_and_a_terminal_as_before(
 
 
 @pytest.mark.slow  # a kernel has to start
-def test_a_notebook_shows_a_widget() -> None:
+def test_a_notebook_shows_a_widget_and_the_report_as_a_picture() -> None:
     import nbformat  # noqa: PLC0415  # only this test needs the notebook's packages
     from nbclient import NotebookClient  # noqa: PLC0415
 
@@ -212,7 +229,9 @@ def test_a_notebook_shows_a_widget() -> None:
         "import warnings; warnings.simplefilter('ignore')\n"
         "import zarr, zarr_dask_stream as zds\n"
         "array = zarr.create_array({}, shape=(20,), chunks=(2,), dtype='i4')\n"
-        "print(zds.stream_chunks(array, concurrency=1, progress=True).run().emitted)"
+        "report = zds.stream_chunks(array, concurrency=1, progress=True).run()\n"
+        "print(report.emitted)\n"
+        "report"
     )
     v4: Any = nbformat.v4  # has no annotations
     notebook = v4.new_notebook(cells=[v4.new_code_cell(code)])
@@ -220,6 +239,10 @@ def test_a_notebook_shows_a_widget() -> None:
     outputs = notebook.cells[0].outputs
     assert "10\n" in "".join(out.get("text", "") for out in outputs if out.get("name") == "stdout")
     assert any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in outputs)
+    drawn = re.sub(r"<[^>]+>", " ", json.dumps(notebook.metadata["widgets"]))
+    assert "10/10 chunks" in drawn
+    assert re.search(r"[0-9]/s", drawn)
+    assert "Chunk map" in outputs[-1]["data"]["text/html"]
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])

@@ -96,6 +96,7 @@ def test_a_day_of_trouble_on_a_large_grid_is_small() -> None:
     shown = watched.shot()
     assert shown["rows"] == {"workers": 400, "causes": 26, "letters": 3000}
     assert shown["letters"][-1]["index"] == [2999, 0, 0]
+    assert all(set(one) == {"kind", "title", "text"} for one in shown["advice"])
     assert all(len(series["t"]) == len(series["y"]) <= 120 for series in shown["series"].values())
     assert sum(shown["latency"]["fetch"]["counts"]) == 12_000
     assert len(shown["latency"]["fetch"]["edges"]) == len(shown["latency"]["fetch"]["counts"]) + 1

@@ -221,8 +221,7 @@ def lay_out(grid_shape: Sequence[int], *, cells: int = 4096, axes: Sequence[int]
     (5, 20)
     """
     shape = tuple(int(n) for n in grid_shape)
-    if cells < 1:
-        raise UsageError(f"a chunk map has at least one cell, got cells={cells!r}")
+    _checked_cells(cells)
     if math.prod(shape) == 0:
         return Layout(shape, "empty", (), (), (0, 0))
     drawn = _default_axes(shape) if axes is None else _checked_axes(axes, len(shape))
@@ -242,6 +241,12 @@ def lay_out(grid_shape: Sequence[int], *, cells: int = 4096, axes: Sequence[int]
     rows = -(-down // row_merge)
     column_merge = -(-across // max(cells // rows, 1))
     return Layout(shape, "plane", drawn, (row_merge, column_merge), (rows, -(-across // column_merge)))
+
+
+def _checked_cells(cells: Any) -> int:
+    if isinstance(cells, bool) or not isinstance(cells, int) or cells < 1:
+        raise UsageError(f"a chunk map has at least one cell, got cells={cells!r}")
+    return cells
 
 
 def _default_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -307,9 +312,7 @@ class ChunkMap(Callback):
     """
 
     def __init__(self, *, cells: int = 4096, axes: Sequence[int] | None = None) -> None:
-        if isinstance(cells, bool) or not isinstance(cells, int) or cells < 1:
-            raise UsageError(f"a chunk map has at least one cell, got cells={cells!r}")
-        self._cells = cells
+        self._cells = _checked_cells(cells)
         self._axes = axes
         self._size = 0
         self._absent = 0  # chunks known to be missing, their numbers not

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarr_dask_stream.watch.advice import advise
 from zarr_dask_stream.watch.chunkmap import COLOURS, STATES, ChunkMap
 from zarr_dask_stream.watch.history import LATENCIES, LEVELS, RATES, History
 from zarr_dask_stream.watch.report import Report
@@ -21,7 +22,7 @@ __all__ = ["VERSION", "snapshot"]
 VERSION = 1
 
 _POINTS = 120  # of a series
-_MOST_ROWS = {"workers": 32, "causes": 12, "letters": 20}
+_MOST_ROWS = {"workers": 32, "causes": 12, "letters": 20, "advice": 8}
 _LONGEST_TEXT = 300
 _MOST_CELLS = 16_384
 
@@ -53,6 +54,7 @@ def snapshot(report: Report, chunkmap: ChunkMap, history: History) -> dict[str, 
           ``names``, ``colours``, ``totals``;
         - ``series``: for each name ``t`` and ``y``, at most 120 points;
         - ``latency``: for each name ``edges`` and ``counts``; ``time``: seconds by phase;
+        - ``advice``: what would help, the most urgent first (see `advise`);
         - ``workers``, ``causes``, ``letters``: the first rows of each, and how many there are in ``rows``.
 
     Examples
@@ -110,6 +112,10 @@ def snapshot(report: Report, chunkmap: ChunkMap, history: History) -> dict[str, 
         "series": {name: _thinned(*history.series(name)) for name in (*RATES, *LEVELS)},
         "latency": {name: _histogram(history, name) for name in LATENCIES},
         "time": {name: round(seconds, 4) for name, seconds in list(report.time.items())},
+        "advice": [
+            {name: _short(text) for name, text in one.to_dict().items()}
+            for one in advise(report, history)[: _MOST_ROWS["advice"]]
+        ],
         **_tables(report, history),
     }
 
