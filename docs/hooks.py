@@ -8,12 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import click
+from mkdocs.plugins import event_priority
 
 from zarr_dask_stream.cli.command import zds
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS, SOAK = "<!-- commands -->", "<!-- soak -->"
+LONG_NAME = re.compile(r"(?<=<code>)tests/[\w/]+\.py::\w+(?=</code>)")
 PICTURE = re.compile(r"<!-- (\w+\.md): (.+) -->")
+
+
+@event_priority(-100)  # after the plugins
+def on_config(config: Any) -> Any:
+    """Take what searching needs in a site of files from here, and not from the network."""
+    config.extra["polyfills"] = ["javascripts/worker.js"]
+    return config
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Let the long names of tests wrap where their words end."""
+    return LONG_NAME.sub(lambda found: re.sub(r"(::|[/_])", r"\1<wbr>", found[0]), html)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -55,12 +69,13 @@ def soak(found: dict[str, Any]) -> str:
         f"({machine['at']}). {found['deaths']:,} workers were killed; {faults['reset']:,} requests were reset, "
         f"{faults['truncate']:,} answered by half, {faults['slow_down']:,} refused, {faults['hang']:,} never answered."
     )
-    head = "| Process | | after the first round | half way | at the end | growth of the second half | allowed |"
-    lines = [about, "", head, "|---|---|---:|---:|---:|---:|---:|"]
+    head = "| Process | | after the first round | half way | at the end | growth, first half | second half | allowed |"
+    lines = [about, "", head, "|---|---|---:|---:|---:|---:|---:|---:|"]
     units = {"bytes": ("memory, MiB", 2**20, 1), "files": ("open files", 1, 0), "threads": ("threads", 1, 0)}
     for process, kinds in found["held"].items():
         for kind, (name, unit, digits) in units.items():
-            values = [kinds[kind][column] / unit for column in ("first", "middle", "last", "growth", "allowed")]
-            cells = " | ".join(f"{value:,.{digits}f}" for value in values)
+            values = [kinds[kind][column] for column in ("first", "middle", "last")]
+            values += [*kinds[kind]["growth"], kinds[kind]["allowed"]]
+            cells = " | ".join(f"{value / unit:,.{digits}f}" for value in values)
             lines.append(f"| {process} | {name} | {cells} |")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 import zarr_dask_stream
 from pages import ROOT, Page
+from realparts.browser import Browser
 from realparts.cluster import TcpCluster
 from realparts.s3 import S3Server
 from zarr_dask_stream.cli.command import zds
@@ -185,6 +186,7 @@ def test_each_command_is_in_the_reference() -> None:
     assert spec is not None
     assert spec.loader is not None
     hooks = importlib.util.module_from_spec(spec)
+    pytest.importorskip("mkdocs", reason="the site's builder is not installed: pip install 'zarr-dask-stream[docs]'")
     spec.loader.exec_module(hooks)
     text = hooks.commands()
     assert isinstance(zds, click.Group)
@@ -199,32 +201,57 @@ def test_each_page_is_in_the_navigation() -> None:
     assert [name for name in PAGES if not re.search(rf"[ :]{re.escape(name)}$", text, re.MULTILINE)] == []
 
 
-@pytest.mark.slow
-@pytest.mark.sample
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the site, built with warnings as errors."""
     if importlib.util.find_spec("mkdocs") is None:
         reason = "the site's builder is not installed: pip install 'zarr-dask-stream[docs]'"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("site") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
     done = subprocess.run(
-        [*command, "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "true"},
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
+        [*command, "--site-dir", str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stderr
-    pages = sorted((tmp_path / "site").rglob("*.html"))
-    assert len(pages) >= len(PAGES)
-    texts = {page.relative_to(tmp_path / "site").as_posix(): page.read_text(encoding="utf-8") for page in pages}
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.xdist_group("site")
+def test_the_site_is_whole_and_needs_no_network(site: Path) -> None:
+    texts = {page.relative_to(site).as_posix(): page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    assert {name.replace(".md", ".html") for name in PAGES} <= set(texts)
     assert "stream_chunks" in texts["reference/streams.html"]
     assert "--storage-option" in texts["reference/cli.html"]
     assert "map_blocks" in texts["explanation/performance.html"]
-    # It is read offline, too: nothing of a page comes from elsewhere.
+    assert "supervisor.py" in texts["explanation/architecture.html"]
+    assert not list(site.rglob("*.py"))
     for name, text in texts.items():
-        assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"?https?:[^>]*>", text), name
-        assert not re.findall(r"<link[^>]+rel=\"?stylesheet[^>]+href=\"?https?:[^>]*>", text), name
+        assert not re.findall(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"?https?:[^>]*>", text), name
+        assert not re.findall(r"<link\b[^>]*rel=\"?stylesheet[^>]*href=\"?https?:[^>]*>", text), name
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+@pytest.mark.xdist_group("site")
+def test_the_site_in_a_browser(site: Path, browser: Browser) -> None:
+    """Out of files, as `make docs` leaves it: pages load without an error, searching finds, and nothing is cut off."""
+    with browser.tab() as tab:
+        tab.goto(site / "index.html")
+        tab.page.locator(".md-search__input").click()
+        tab.page.keyboard.type("checkpoint")
+        found = tab.page.locator(".md-search-result__link")
+        found.first.wait_for(timeout=20_000)
+        assert "resume" in " ".join(link.get_attribute("href") for link in found.all())
+        assert tab.errors == []
+        assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+    for dark in (False, True):
+        with browser.tab(width=400, dark=dark) as tab:
+            for name in ("tutorial.html", "reference/streams.html", "explanation/failures.html"):
+                tab.goto(site / name)
+                assert tab.page.title()
+                assert tab.page.evaluate("document.documentElement.scrollWidth") <= 400, name
+            assert tab.errors == []

@@ -11,9 +11,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,13 @@ def look(processes: Mapping[str, psutil.Process]) -> dict[str, dict[str, int]]:
     }
 
 
+def named_threads() -> dict[str, int]:
+    """Return how many threads there are by what they are called, numbers aside; the system's own names for theirs."""
+    names = ((task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+    own = (thread.name for thread in threading.enumerate())
+    return dict(Counter(re.sub(r"[\d-]+", "", name).strip() for name in (*names, *own)))
+
+
 def main(job_path: str, out_path: str) -> None:
     """Go round until the time is over, and say after each round what is held."""
     job = json.loads(Path(job_path).read_text())
@@ -160,6 +169,7 @@ def main(job_path: str, out_path: str) -> None:
             trim()
             line = {"round": rounds, "at_s": time.monotonic() - begin, "chunks": chunks, "held": look(processes)}
             print(json.dumps(line), file=out, flush=True)
+        print("threads of the workers:", client.run(named_threads, on_error="ignore"))
 
 
 if __name__ == "__main__":
