@@ -198,7 +198,7 @@ def test_in_a_notebook_it_is_a_picture_that_needs_no_script(report: zds.Report) 
 
 def test_what_it_says_is_what_was() -> None:
     text = " ".join(Outline(play((30, 40), dead=170, retried=40)._repr_html_()).text["div"])
-    for expected in ("1,200", "7 chunks given up", "OSError", "done 1,193", "dead 7", "30 x 40", "Axis 0 goes down"):
+    for expected in ("1,200", "8 chunks given up", "OSError", "done 1,192", "dead 8", "30 x 40", "Axis 0 goes down"):
         assert expected in text, expected
 
 

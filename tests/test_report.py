@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
+from benchmarks import watch_cost
 from zarr_dask_stream.engine.events import (
     Batch,
     BatchFinished,
@@ -222,6 +223,16 @@ def test_a_bucket_holds_its_duration(seconds: float) -> None:
 def test_the_smallest_bucket_takes_what_no_clock_can_see() -> None:
     assert latency_bucket(0.0) == latency_bucket(-1.0) == latency_bucket(1e-30)
     assert np.isfinite(2.0 ** (latency_bucket(0.0) / 8))
+
+
+@pytest.mark.slow
+def test_to_watch_a_run_costs_little_of_it() -> None:
+    """A share of the processor time of the same run: 0.01 where it was measured, with 20,000 chunks."""
+    array = zarr.create_array({}, shape=(7000, 7000), chunks=(100, 100), dtype="f4")
+    array[:] = 1.0
+    found = watch_cost.measure(array, how="loop")
+    assert found["chunks"] == 4900
+    assert found["share"] < 0.03
 
 
 def test_what_take_left_is_not_called_cancelled() -> None:

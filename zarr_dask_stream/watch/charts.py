@@ -399,7 +399,7 @@ def _nice(most: float, base: int = 1000, least: float = 0.0) -> tuple[float, flo
     >>> _nice(87.0), _nice(0.0), _nice(1300), _nice(1, least=1), _nice(1300, 1024)
     ((100.0, 25.0), (1.0, 0.5), (1500.0, 500.0), (1.0, 1.0), (1536.0, 512.0))
     """
-    if not most > 0 or not math.isfinite(most):
+    if not most > 1e-12 or not math.isfinite(most):
         return max(1.0, least), max(0.5, least)
     unit = 1.0 if base == 1000 else float(base) ** math.floor(math.log(most, base) + 1e-12)
     scale = unit * 10.0 ** math.floor(math.log10(most / unit) + 1e-12)
