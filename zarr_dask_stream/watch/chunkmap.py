@@ -293,7 +293,8 @@ class ChunkMap(Callback):
 
     Notes
     -----
-    About 0.3 us a chunk, where chunks come in batches. Another thread may read at any time: counts are replaced, never changed in place.
+    About 0.3 us a chunk, where chunks come in batches. Another thread may read at any time: counts are replaced, never
+    changed in place.
 
     Chunks that a listing of the store shows to be absent, and those that a `where` leaves out, are not known by
     number while the run goes on: they look planned until it ends.
