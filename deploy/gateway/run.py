@@ -41,8 +41,7 @@ def main() -> int:
     try:
         with Gateway(options.gateway, auth=auth) as gateway, gateway.new_cluster(**options.options) as cluster:
             cluster.adapt(minimum=options.workers, maximum=max(options.workers, options.max_workers))
-            with cluster.get_client() as client:
-                client.wait_for_workers(1)
+            with cluster.get_client():
                 sys.argv = ["zds", *options.command]
                 zds()  # ends with SystemExit, its code the command's
     except (OSError, ValueError, ClientError, GatewayClusterError, GatewayServerError) as error:
