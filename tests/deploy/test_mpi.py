@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chaos.scene import write_rows
-from realparts.packages import python_with
+from realparts.packages import need_command, python_with
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -45,6 +45,7 @@ def mpirun(python: Path, folder: Path, *words: str, processes: int = 4, **env: s
 def test_stats_as_an_mpi_job(python: Path, tmp_path: Path) -> None:
     data = write_rows(str(tmp_path / "rows.zarr"), 50)
     tls = tmp_path / "tls"
+    need_command("openssl", "openssl")
     subprocess.run([sys.executable, str(DEPLOY / "tcp" / "certificates.py"), str(tls)], check=True)
     job = ["zds", "stats", str(tmp_path / "rows.zarr"), "--checkpoint", str(tmp_path / "stats.ledger"), "--json"]
     words = ["--protocol", "tls", "--", *job, "--scheduler", "{scheduler}"]

@@ -63,7 +63,7 @@ class Login:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    need_debian(*DEBIAN)
+    need_debian(*DEBIAN, "openssl")
     with run_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
         yield slurm
 

@@ -67,7 +67,7 @@ def run_sshd(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    need_debian("openssh-server", "openssh-client")
+    need_debian("openssh-server", "openssh-client", "openssl")
     with run_sshd(tmp_path_factory.mktemp("ssh")) as server:
         yield server
 

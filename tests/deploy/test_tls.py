@@ -20,7 +20,7 @@ from chaos.scene import write_rows
 from deploy.midrun import COUNT, answer_in, stats, wait_for_progress
 from realparts.cluster import TcpCluster
 from realparts.namespaces import Host, run_network
-from realparts.packages import need_namespaces
+from realparts.packages import need_command, need_namespaces
 from realparts.process import Process, wait_until
 
 TCP = Path(__file__).resolve().parents[2] / "deploy" / "tcp"
@@ -29,6 +29,7 @@ SOON = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s"}
 
 
 def make_certificates(folder: Path, *options: str) -> Path:
+    need_command("openssl", "openssl")
     subprocess.run([sys.executable, str(TCP / "certificates.py"), str(folder), *options], check=True)
     return folder
 

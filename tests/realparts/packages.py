@@ -27,8 +27,15 @@ def absent(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def need_command(command: str, package: str) -> None:
+    """Install the Debian package that brings a command, if the command is missing; skip where that can't be."""
+    if shutil.which(command) is None:
+        need_debian(package)
+
+
 def need_namespaces() -> None:
     """Skip where this user can't make network namespaces; root can, and has to under CI."""
+    need_command("ip", "iproute2")
     if reason := why_not():
         absent(reason) if os.geteuid() == 0 else pytest.skip(reason)
 
