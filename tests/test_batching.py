@@ -87,7 +87,7 @@ def test_the_tail_is_shared_out() -> None:
         remaining -= sizes[-1]
     assert sizes == sorted(sizes, reverse=True)
     assert max(sizes) <= 1000 / 8 + 1, "no thread gets so much of the rest that the others wait for it"
-    assert min(sizes[:-1]) == 20, "nor so little that the task costs more than the work"
+    assert min(sizes[:-1]) == 40, "nor so little that the task costs more than the work"
 
 
 def test_a_rising_cost_is_followed_faster_than_a_falling_one() -> None:

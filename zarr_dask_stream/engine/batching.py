@@ -48,7 +48,7 @@ class BatchLimits:
     chunks: int = 8192
     result_bytes: int = 32 * 2**20
     growth: int = 32
-    least_s: float = 0.02
+    least_s: float = 0.04
     unit: int = 1
 
 

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import cloudpickle
@@ -41,18 +41,37 @@ def _unpack(payload: bytes) -> Work:
     return work
 
 
-def _by_name(function: str) -> Callable[..., Any]:
-    """Return a function that finds one of this module only when it is called.
+class _ByName:
+    """A function of this module that is found only when it is called.
 
     It travels by value: a worker that can't unpack a task for want of a package dies of it, and the next
-    one too. This one can be unpacked everywhere, on the scheduler as well, and fails politely.
+    one too. This one can be unpacked everywhere, on the scheduler as well, and fails politely. It is pickled
+    once, not for each task: cloudpickle looks through all modules that are loaded.
     """
-    module = __name__
 
-    def call(*args: Any) -> Any:
-        return getattr(importlib.import_module(module), function)(*args)
+    def __init__(self, function: str) -> None:
+        module = __name__
 
-    return call
+        def call(*args: Any) -> Any:
+            return getattr(importlib.import_module(module), function)(*args)
+
+        self.__name__ = function
+        self._call = call
+        self._packed: bytes = cloudpickle.dumps(call)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return cloudpickle.loads, (self._packed,)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return __name__, self.__name__
+
+
+@functools.cache
+def _by_name(function: str) -> _ByName:
+    return _ByName(function)
 
 
 def remote_batch() -> Any:
