@@ -109,7 +109,7 @@ class Batcher:
             size = min(size, int(self._limits.result_bytes / self._result_bytes))
         if remaining is not None:
             least = int(self._limits.least_s / self._cost_s) if self._cost_s else 1
-            size = min(size, max(-(-remaining // (2 * threads)), least))
+            size = min(size, max(-(-remaining // (2 * threads)), least), max(remaining, 1))
         return self._rounded(max(size, 1), capacity)
 
     def _rounded(self, size: int, capacity: int) -> int:
