@@ -156,6 +156,8 @@ def test_one_cause_of_nearly_all_errors_is_named() -> None:
     assert "healed" in advice.text
     assert "on the worker w1" in advice.text
     assert "chunk (0,)" in advice.text
+    assert [(one["tries"], one["message"]) for one in report.to_dict()["causes"]] == [(40, "reset while reading c/#")]
+    assert advice.to_dict() in report.to_dict()["advice"]
     fail(report, 90, Category.TRANSIENT, "w2", dead=True)
     assert "1 chunk was given up" in only(report, "one-cause").text
     assert "All of them were on" not in only(report, "one-cause").text

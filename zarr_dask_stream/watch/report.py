@@ -88,6 +88,11 @@ class Report(Account):
         self.history.handle(notice)
         self.chunkmap.handle(notice)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as plain data for JSON, with errors by their cause, and advice."""
+        causes = [cause.to_dict() for cause in self.history.causes]
+        return {**super().to_dict(), "causes": causes, "advice": [one.to_dict() for one in self.advice()]}
+
     # -- how it is shown ----------------------------------------------------------------------------
 
     def advice(self) -> list[Advice]:
