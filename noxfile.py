@@ -52,7 +52,7 @@ def _wheel() -> Path:
 
 
 def _smoke(session: nox.Session, *extras: str) -> None:
-    folder = Path(session.create_tmp()) / "empty"
+    folder = Path(session.create_tmp()).resolve() / "empty"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     script = shutil.copy(ROOT / "tests" / "smoke.py", folder)
@@ -77,7 +77,7 @@ def extra(session: nox.Session, extra: str) -> None:
 
 def _suite(session: nox.Session) -> None:
     """Run the quick part of the suite out of the source distribution, without the package's own source."""
-    folder = Path(session.create_tmp()) / "suite"
+    folder = Path(session.create_tmp()).resolve() / "suite"
     shutil.rmtree(folder, ignore_errors=True)
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as file:
@@ -99,7 +99,7 @@ def pinned(session: nox.Session) -> None:
 @nox.session(python=OLDEST, requires=["build"])
 def oldest(session: nox.Session) -> None:
     """Run it with the lowest version of each dependency that pyproject.toml allows."""
-    lowest = Path(session.create_tmp()) / "lowest.txt"
+    lowest = Path(session.create_tmp()).resolve() / "lowest.txt"
     extras = [word for name in WITH.split(",") for word in ("--extra", name)]
     command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
     command += ["--resolution", "lowest-direct", "--python-version", OLDEST, *extras]

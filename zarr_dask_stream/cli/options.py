@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -135,7 +135,13 @@ class StreamRequest(StoreRequest):
 # -- values ---------------------------------------------------------------------------------------
 
 
-class _Parsed(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # has a parameter from click 8.4 on
+
+
+class _Parsed(_Type):
     """A value that a function of ours makes of text; its UsageError becomes click's."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
