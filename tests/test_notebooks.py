@@ -98,6 +98,23 @@ def test_chunk_streaming(tmp_path: Path) -> None:
             },
         ),
         pytest.param(
+            "04_backpressure_and_supervision.ipynb",
+            {
+                "len(got)": 254,
+                "len(maxima)": 256,
+                "[len(batch) for batch in batches]": [60, 60, 60, 60, 16],
+                "len(set(before) | set(after))": 256,
+            },
+        ),
+        pytest.param(
+            "06_climate_statistics.ipynb",
+            {
+                "round(world, 2)": 3.13,
+                "[stream.report.emitted, boxes.report.emitted]": [12, 108],
+                "[len(PLACES), report.outcome]": [6, "done"],
+            },
+        ),
+        pytest.param(
             "07_similarity_search.ipynb",
             {
                 "rows * columns": 207825,
