@@ -332,14 +332,39 @@ def test_every_kind_of_run_is_shown_without_an_error(browser: Browser, kind: str
             assert tab.requests == [path.resolve().as_uri()]
 
 
+# What JupyterLab and nbviewer say of all that outputs hold.
+HOST = """
+.jp-RenderedHTMLCommon dl dt{float:left;clear:left;width:20%;font-weight:bold}
+.jp-RenderedHTMLCommon dl dd{margin-left:20%}
+.jp-RenderedHTMLCommon ul:not(.list-inline){padding-left:2em;list-style:disc}
+.jp-RenderedHTMLCommon table{table-layout:fixed;margin-left:auto;margin-bottom:1em}
+.jp-RenderedHTMLCommon td,.jp-RenderedHTMLCommon th{vertical-align:middle;padding:.5em;border:none}
+:not(.jp-RenderedMarkdown).jp-RenderedHTMLCommon td{text-align:right}
+:not(.jp-RenderedMarkdown).jp-RenderedHTMLCommon th{text-align:right}
+.jp-RenderedHTMLCommon tbody tr:nth-child(odd){background:rgb(1,2,3)}
+.jp-RenderedHTMLCommon p{margin:0 0 1em}
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.sample
-def test_the_piece_for_a_notebook_is_shown_without_an_error(browser: Browser, tmp_path: Path) -> None:
+def test_the_piece_for_a_notebook_keeps_its_looks_among_the_rules_of_its_host(browser: Browser, tmp_path: Path) -> None:
     reports = [play((30, 40), dead=170, retried=40), play((3, 4), outcome="failed", upto=0.5)]
-    pieces = "".join(report._repr_html_() for report in reports)
+    pieces = "".join(f'<div class="jp-RenderedHTMLCommon">{report._repr_html_()}</div>' for report in reports)
     path = tmp_path / "n.html"
-    path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>n</title>{pieces}</html>')
+    head = f'<meta charset="utf-8"><title>n</title><style>{HOST}</style>'
+    path.write_text(f'<!doctype html><html lang="en">{head}<body data-jp-theme-light="false">{pieces}</body></html>')
+    look = "([s, name]) => [...new Set([...document.querySelectorAll(s)].map(e => getComputedStyle(e)[name]))]"
     with browser.tab(width=900) as tab:
         tab.goto(path)
-        assert tab.page.inner_text("body").count("Chunk map") == 2
+        page = tab.page
+        assert page.inner_text("body").count("Chunk map") == 2
+        assert page.evaluate(look, [".zds dt", "float"]) == ["none"]
+        assert page.evaluate(look, [".zds dd", "marginLeft"]) == ["0px"]
+        assert page.evaluate(look, [".zds ul", "paddingLeft"]) == ["0px"]
+        assert page.evaluate(look, [".zds td.m", "textAlign"]) == ["left"]
+        assert page.evaluate(look, [".zds td.n", "textAlign"]) == ["right"]
+        assert page.evaluate(look, [".zds tr", "backgroundColor"]) == ["rgba(0, 0, 0, 0)"]
+        # The notebook says that it is dark, whatever the system is.
+        assert page.evaluate(look, [".zds", "backgroundColor"]) == ["rgb(20, 23, 28)"]
         assert tab.errors == []

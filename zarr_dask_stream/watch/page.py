@@ -30,11 +30,11 @@ _OUTCOMES = {
     "not started": "Not started yet.",
 }
 
-_STYLE = """
+_RULES = """
 .zds{--edge:var(--grid);background:var(--ground);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 .zds h1{font-size:1.7rem;line-height:1.25;margin:0 0 .25rem}
 .zds h2{font-size:1.2rem;margin:0 0 .75rem}
-.zds h3{font-size:1rem;margin:0 0 .5rem}
+.zds h3{font-size:1rem;font-weight:600;margin:0 0 .5rem}
 .zds p{margin:.25rem 0 .75rem}
 .zds .quiet{color:var(--quiet);font-size:.9rem}
 .zds .url{color:var(--quiet);overflow-wrap:anywhere;margin:0 0 1rem}
@@ -44,9 +44,9 @@ padding:.05rem .75rem;font-weight:600;margin:0 0 .5rem}
 .zds .outcome.warn{border-color:var(--warn);color:var(--warn)}
 .zds section{background:var(--card);border:1px solid var(--edge);border-radius:.6rem;padding:1.1rem 1.25rem;
 margin:0 0 1.1rem}
-.zds .tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:.75rem;margin:0 0 1rem}
+.zds .tiles{padding:0;display:grid;grid-template-columns:repeat(4,1fr);gap:.75rem;margin:0 0 1rem}
 .zds .tiles div{background:var(--ground);border:1px solid var(--edge);border-radius:.5rem;padding:.6rem .8rem}
-.zds .tiles dt{color:var(--quiet);font-size:.85rem}
+.zds .tiles dt{float:none;clear:none;width:auto;margin:0;font-weight:400;color:var(--quiet);font-size:.85rem}
 .zds .tiles dd{margin:0;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3;
 white-space:nowrap}
 .zds .tiles dd small{display:block;white-space:normal;font-size:.8rem;font-weight:400;color:var(--quiet)}
@@ -61,11 +61,13 @@ white-space:nowrap}
 .zds .swatch{display:inline-block;width:.8rem;height:.8rem;border-radius:.15rem;margin-right:.5rem;
 vertical-align:-.08rem}
 .zds .scroll{overflow-x:auto}
-.zds table{border-collapse:collapse;width:100%;font-size:.9rem;margin:0;color:inherit}
+.zds table{border-collapse:collapse;table-layout:auto;border:0;width:100%;font-size:.9rem;margin:0;color:inherit}
 .zds caption{text-align:left;color:var(--quiet);padding:0 0 .5rem}
 .zds caption span{display:inline-block;max-width:min(58rem,calc(100vw - 4.5rem))}
-.zds th,.zds td{text-align:left;vertical-align:top;padding:.4rem .9rem .4rem 0;border-top:1px solid var(--edge);
-background:none;white-space:normal}
+.zds thead{border:0}
+.zds tr,.zds tbody tr:nth-child(n){background:none;text-align:left}
+.zds th,.zds td{text-align:left;vertical-align:top;padding:.4rem .9rem .4rem 0;border:0;
+border-top:1px solid var(--edge);background:none;white-space:normal}
 .zds thead th{border-top:0;color:var(--quiet);font-weight:600;white-space:nowrap}
 .zds tbody th{font-weight:600}
 .zds td.n,.zds th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -81,12 +83,15 @@ background:none;white-space:normal}
 @media print{.zds section,.zds tr,.zds .tiles div{break-inside:avoid}.zds .scroll{overflow:visible}}
 """
 
+# Each class twice: so it outweighs what notebooks and their viewers say of tables and lists in outputs.
+_STYLE = _RULES.replace(".zds", ".zds.zds")
+
 _FRAME = """
 html{background:var(--ground)}
 body{margin:0}
 main{max-width:62rem;margin:0 auto;padding:2rem 1.25rem 3rem;box-sizing:border-box}
 @media print{main{max-width:none;padding:0}}
-@media (max-width:32rem){main{padding:1rem .75rem 2rem}.zds section{padding:.9rem .85rem}}
+@media (max-width:32rem){main{padding:1rem .75rem 2rem}.zds.zds section{padding:.9rem .85rem}}
 """
 
 
