@@ -328,6 +328,15 @@ function render({ model, el }) {
   let sequence = 0;
   let waits = null; // what was pressed and has not shown in a frame yet
 
+  // A kernel that was started anew has closed the way to it: then there is no answer, and that is said.
+  function send(message) {
+    try {
+      model.send(message);
+    } catch (error) {
+      console.debug("the kernel can't be reached:", error);
+    }
+  }
+
   const name = make("h3", { class: "zds-name" });
   const place = make("p", { class: "zds-place" });
   const badge = make("span", { class: "zds-badge", role: "status" });
@@ -341,7 +350,7 @@ function render({ model, el }) {
   const axes = make("select", { class: "zds-axes" });
   const axesLabel = make("label", {}, "Axes ", axes);
   const legend = make("ul", { class: "zds-key zds-legend" });
-  const map = new ChunkMap((cell) => model.send({ zds: "label", view, cell }));
+  const map = new ChunkMap((cell) => send({ zds: "label", view, cell }));
   const empty = make("p", { class: "zds-quiet zds-empty" });
   const lines = make("div", { class: "zds-lines" });
   const time = make("div");
@@ -356,13 +365,13 @@ function render({ model, el }) {
 
   function press(kind, value, shows) {
     sequence += 1;
-    model.send({ zds: kind, value, id: `${view}.${sequence}` });
     const mine = { kind, shows };
     waits = mine;
     setTimeout(() => {
       if (waits !== mine) return;
       note.textContent = "No answer from the kernel yet: it is busy, or gone. What you pressed acts as soon as it listens.";
     }, PATIENCE_MS);
+    send({ zds: kind, value, id: `${view}.${sequence}` });
   }
 
   pause.addEventListener("click", () => {
