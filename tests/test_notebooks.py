@@ -137,6 +137,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "len(wrong) > 5": True,
                 "common.shape[1] == genomes.num_sites": True,
             },
+            marks=pytest.mark.sample,
         ),
         pytest.param(
             "10_train_from_zarr.ipynb",
