@@ -207,6 +207,7 @@ class Run:
         inputs: deque[Input] = deque()
         plain = self._answers is None and self._batches is None
         heeds = not plain or self._ledger is not None
+        routes = self._options.route is not None
         while not self._stopped:
             item: Chunk | Batch | None
             if plain:  # the usual way, at the cost of no call
@@ -215,7 +216,7 @@ class Run:
             else:
                 item = self._next()
             if item is not None:
-                if isinstance(item, Batch) and self._options.route is not None and not (yield from self._sink(item)):
+                if routes and isinstance(item, Batch) and not (yield from self._sink(item)):
                     continue
                 self._handed_at = self._clock()
                 yield item if plain else self._shown(item)

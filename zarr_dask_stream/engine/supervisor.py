@@ -241,9 +241,14 @@ class Supervisor:
             return None
         item = self._outbox.pop()
         if item is not None:
-            self._held += 1
-            if not hold:
-                self.hand_out((item.number,))
+            if hold or self._stowed:
+                self._held += 1
+                if not hold:
+                    self.hand_out((item.number,))
+            else:  # the same for one, at the cost of no call
+                self._taken.append(item.number)
+                self.counts.emitted += 1
+                self.window.release(1, self._chunk_nbytes)
         return item
 
     def hand_out(self, numbers: Sequence[int]) -> None:
