@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -143,6 +144,17 @@ def test_a_stream_that_is_left_early_is_told(shown: LocalCluster, guest: Client,
         break
     (posted,) = posted_of(shown, array)
     assert posted.outcome == "stopped early"
+
+
+def test_the_end_of_a_program_with_an_event_loop_is_told(shown: LocalCluster, array: str) -> None:
+    async def program() -> None:
+        async with Client(shown.scheduler_address, asynchronous=True) as client:
+            async for _ in zds.stream_chunks(array, client=client).map(slowly(0.001)):
+                pass
+
+    asyncio.run(program())
+    wait_until(lambda: not posted_of(shown, array)[0].running, what="the end of the stream", timeout_s=20.0)
+    assert [posted.outcome for posted in posted_of(shown, array)] == ["done"]
 
 
 def test_scheduler_and_workers_show_figures(shown: LocalCluster, guest: Client, array: str) -> None:

@@ -30,6 +30,7 @@ __all__ = ["StreamsPlugin", "dashboard", "dask_setup"]
 logger = logging.getLogger("zarr_dask_stream")
 
 _RUNS = 1000  # of a client, at the same time
+_LAST_WORDS_S = 1.0
 
 
 def dashboard(client: Any = None) -> str:
@@ -127,8 +128,11 @@ class StreamsPlugin(SchedulerPlugin):
         """Let a worker that joined show its figures; it waits for an answer of the scheduler, so not at once."""
         scheduler.loop.add_callback(_export_on_workers, scheduler, [worker])
 
-    def remove_client(self, scheduler: distributed.Scheduler, client: str) -> None:  # noqa: ARG002  # of the interface
-        """Take the streams of a client that left as gone."""
+    def remove_client(self, scheduler: distributed.Scheduler, client: str) -> None:
+        """Take the streams of a client that left as gone, unless it has said how they ended on its way out."""
+        scheduler.loop.call_later(_LAST_WORDS_S, self._gone, client)
+
+    def _gone(self, client: str) -> None:
         self._board.left(client)
         for news in self._counted.pop(client, {}).values():
             self._count(news, {**news.counts, "runs": {"gone": 1}}, over=True)
@@ -136,8 +140,8 @@ class StreamsPlugin(SchedulerPlugin):
     async def _take(self, client: str, news: Any) -> None:
         """Take news of a stream: what clients call."""
         parsed = News.parse(news)
-        if client not in self._clients:
-            return  # it has left, and what it sent has been on its way
+        if client not in self._clients and client not in self._counted:
+            return  # nobody's, or of one that left some time ago
         self._board.post(client, parsed, time.time())
         runs = self._counted.setdefault(client, {})
         if parsed.run not in runs and len(runs) >= _RUNS:

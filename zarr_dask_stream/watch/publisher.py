@@ -88,8 +88,10 @@ class Publisher(Figures):
 
     async def _tell(self) -> None:
         self._over = over = asyncio.Event()
-        while self._client.status not in ("closing", "closed"):
+        while self._client.status != "closed":
             last = self._outcome != "running"
+            if self._client.status == "closing" and not last:
+                return
             try:
                 if not self._listens:
                     self._listens = bool(await self._client.scheduler.get_metadata(keys=[METADATA], default=None))

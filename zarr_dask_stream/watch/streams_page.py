@@ -168,11 +168,12 @@ class _Page:
         except ValueError:
             seen = None
         _set(self._title, "text", title_of(posted, now, readable=seen is not None))
-        lines = (self._rate.plot, self._bytes.plot)
-        for part in (self._figures, self._legend, self._split, self._causes, self._map.plot, *lines):
+        for part in (self._figures, self._legend, self._split, self._causes, self._map.plot):
             _set(part, "visible", seen is not None)
         if seen is None:
             self._map.show(None, posted)
+            self._rate.show([], [])
+            self._bytes.show([], [])
             return
         _set(self._figures, "text", seen.figures)
         _set(self._legend, "text", seen.legend)
