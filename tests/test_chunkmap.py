@@ -352,6 +352,26 @@ def test_a_real_run_ends_with_every_chunk_in_its_place() -> None:
     assert chunkmap.totals()["done"] == report.emitted == 24
 
 
+@pytest.mark.parametrize("missing", ["fill", "skip"])
+@pytest.mark.parametrize("how", ["run", "loop", "reduce"])
+def test_chunks_that_are_not_stored_are_shown_as_missing(missing: Any, how: str) -> None:
+    array = zarr.create_array({}, shape=(6, 10), chunks=(1, 1), dtype="i4", fill_value=0)
+    array[1, 2:5] = 7
+    array[4] = 3
+    stream: Any = zds.stream_chunks(array, missing=missing, concurrency=1)
+    if how == "reduce":
+        stream = stream.reduce(zds.reducers.sum())
+    if how == "run":
+        stream.run()
+    else:
+        list(stream)
+    report = stream.report
+    expected = np.full((6, 10), STATES.index("missing"))
+    expected[1, 2:5] = expected[4] = STATES.index("done")
+    assert report.chunkmap.states().tolist() == expected.tolist()
+    assert report.chunkmap.totals()["missing"] == report.filled_missing + report.skipped_missing == 47
+
+
 def test_what_an_earlier_run_has_done_is_shown_as_done(tmp_path: Path) -> None:
     array = zarr.create_array({}, shape=(4, 20), chunks=(1, 2), dtype="i4")
     array[:] = 1

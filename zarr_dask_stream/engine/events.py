@@ -317,13 +317,14 @@ class BatchSubmitted(Notice):
 
 @dataclass(frozen=True, slots=True)
 class BatchFinished(Notice):
-    """A batch came back or was lost. `elapsed_s`: since its submission."""
+    """A batch came back or was lost. `elapsed_s`: since its submission. `filled`: chunks that were not stored."""
 
     batch: Batch
     stats: BatchStats | None
     elapsed_s: float
     transfer_s: float
     lost: str = ""
+    filled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -383,7 +383,8 @@ class Supervisor:
             out.append(Cancel((twin,)))
         result = event.result
         elapsed = now - running.since
-        out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s)))
+        filled = tuple(result.missing)
+        out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s, filled=filled)))
         attempted = running.batch.count - len(result.unattempted)
         self._batcher.observe(attempted, result.stats)
         self.throttle.settle(attempted, result.stats.bytes_stored, now)

@@ -1,8 +1,9 @@
 """The chunk grid as a picture of a few thousand cells: a pure fold of a run's notices.
 
 A cell stands for one chunk, or for a block of neighbours where the grid is larger than the picture. Nothing is kept
-for each chunk, so memory is bounded whatever the grid; only the chunks that failed and have not ended yet are known by
-number, and those hold credit. Notices are set aside as they come and counted together, a few thousand chunks at a time.
+for each chunk, so memory is bounded whatever the grid; only chunks that failed or came as fill values, and have not
+ended yet, are known by number, and those hold credit. Notices are set aside as they come and counted together, a few
+thousand chunks at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.engine.events import (
+    BatchFinished,
     BatchSubmitted,
     Callback,
     ChunkDeadLettered,
@@ -34,7 +36,10 @@ from zarr_dask_stream.errors import UsageError
 __all__ = ["COLOURS", "GROUNDS", "OUTSIDE", "STATES", "ChunkMap", "Layout", "Picture", "lay_out"]
 
 STATES = ("planned", "in flight", "retried", "done", "filtered", "missing", "dead", "cancelled")
-"""What a chunk can be, by the code that stands for it in `ChunkMap.states`."""
+"""What a chunk can be, by the code that stands for it in `ChunkMap.states`.
+
+Missing are chunks that are not stored, whether they were left out or came as fill values.
+"""
 
 OUTSIDE = len(STATES)
 """The code of a cell that holds no chunk of this run."""
@@ -319,6 +324,7 @@ class ChunkMap(Callback):
         self._absent = 0  # chunks known to be missing, their numbers not
         self._left = 0  # chunks known to be called back, their numbers not
         self._again: set[int] = set()
+        self._filled: set[int] = set()
         self._held = 0
         # Replaced as a whole: who reads takes it once, and has counts and what is still to be counted.
         self._state = _Counted.of(lay_out((0,)))
@@ -330,7 +336,7 @@ class ChunkMap(Callback):
         shape = tuple(notice.grid_shape)
         self._size = math.prod(shape)
         self._absent = self._left = self._held = 0
-        self._again = set()
+        self._again, self._filled = set(), set()
         state = _Counted.of(lay_out(shape, cells=self._cells, axes=self._axes))
         state.counts[_PLANNED] = state.layout.sizes(
             notice.box_start or (0,) * len(shape), notice.box_stop or shape
@@ -352,12 +358,24 @@ class ChunkMap(Callback):
         if notice.batch.fresh:
             self._move(_PLANNED, _IN_FLIGHT, notice.batch.ranges, notice.batch.count)
 
+    def on_batch_finished(self, notice: BatchFinished) -> None:
+        """Remember which chunks came as fill values, until they are handed out."""
+        self._filled.update(notice.filled)
+
     def on_chunks_emitted(self, notice: ChunksEmitted) -> None:
         """Move chunks."""
-        self._settle(notice.numbers, _DONE)
+        numbers = notice.numbers
+        if self._filled:
+            filled = self._filled.intersection(numbers)
+            if filled:
+                self._filled -= filled
+                self._settle(tuple(filled), _MISSING)
+                numbers = tuple(number for number in numbers if number not in filled)
+        self._settle(numbers, _DONE)
 
     def on_chunks_filtered(self, notice: ChunksFiltered) -> None:
         """Move chunks."""
+        self._filled.difference_update(notice.numbers)
         self._settle(notice.numbers, _FILTERED)
 
     def on_chunks_skipped(self, notice: ChunksSkipped) -> None:
@@ -398,7 +416,7 @@ class ChunkMap(Callback):
         most = max(kinds, key=lambda kind: kind[0])
         counts[most[1] if most[0] > 0 else _CANCELLED] += counts[_PLANNED]
         counts[_PLANNED] = 0
-        self._again = set()
+        self._again, self._filled = set(), set()
         self._held = 0
         self._state = state
 
