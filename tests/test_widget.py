@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from jupyter_client.manager import start_new_kernel
 
 import zarr_dask_stream as zds
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.watch import widget as module
 from zarr_dask_stream.watch.chunkmap import COLOURS, GROUNDS, STATES
 from zarr_dask_stream.watch.widget import StreamWidget, changed_rate
+
+pytest.importorskip("anywidget", reason="the widget: pip install '.[notebook]'")
+kernels = pytest.importorskip("jupyter_client.manager", reason="a kernel: pip install '.[notebook]'")
 
 SCRIPT, STYLE = ((files("zarr_dask_stream.watch") / f"widget.{kind}").read_text() for kind in ("js", "css"))
 
@@ -323,7 +325,7 @@ class FrontEnd:
 
 @pytest.fixture
 def front_end() -> Iterator[FrontEnd]:
-    manager, client = start_new_kernel(kernel_name="python3")
+    manager, client = kernels.start_new_kernel(kernel_name="python3")
     try:
         yield FrontEnd(client)
     finally:

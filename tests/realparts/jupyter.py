@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
+import pytest
 
 from realparts.process import Process, free_ports
+
+nbformat: Any = pytest.importorskip("nbformat", reason="notebooks: pip install '.[notebook]'")
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,23 @@ class Lab:
 
     def write(self, name: str, cells: Sequence[str]) -> Path:
         """Write a notebook of code cells, for the kernel of this Python."""
-        notebook = nbformat.v4.new_notebook(  # type: ignore[no-untyped-call]  # typed only in part
-            cells=[nbformat.v4.new_code_cell(source) for source in cells],  # type: ignore[no-untyped-call]  # as above
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(source) for source in cells],
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         )
         path = self.folder / name
-        nbformat.write(notebook, path)  # type: ignore[no-untyped-call]  # as above
+        nbformat.write(notebook, path)
         return path
 
     def read(self, name: str) -> Any:
         """Read a notebook as it was saved."""
-        return nbformat.read(self.folder / name, as_version=4)  # type: ignore[no-untyped-call]  # as above
+        return nbformat.read(self.folder / name, as_version=4)
 
 
 @contextmanager
 def run_lab(folder: Path, *, dark: bool = False) -> Iterator[Lab]:
     """Start JupyterLab in `folder`, yield it once it answers, end it with its kernels."""
+    pytest.importorskip("jupyterlab", reason="a notebook server: pip install jupyterlab")
     notebooks = folder / "notebooks"
     notebooks.mkdir(parents=True, exist_ok=True)
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
