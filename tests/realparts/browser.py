@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from realparts.packages import absent, need_debian
 
@@ -85,7 +84,10 @@ def run_browser() -> Iterator[Browser]:
 
     While it runs, its thread has an event loop: no asynchronous test may run in it.
     """
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's driver: pip install playwright")
+    try:
+        playwright = importlib.import_module("playwright.sync_api")
+    except ImportError:
+        absent("no driver for a browser: pip install playwright")
     if chromium_binary() is None:
         need_debian("chromium", "fonts-dejavu-core")
     binary = chromium_binary()
