@@ -85,6 +85,35 @@ def test_no_more_is_kept_than_is_said() -> None:
     assert sum(size * len(shelf) for size, shelf in memory._shelves.items()) <= 2**14
 
 
+def test_more_is_kept_while_somebody_asks_for_it() -> None:
+    keepers = [memory.Keeper(), memory.Keeper()]
+    for keeper in keepers:
+        keeper.open()
+    for _ in range(2):
+        held = [lend(2**20) for _ in range(2 * KEPT_BYTES // 2**20)]
+        addresses = {one.ctypes.data for one in held}
+        del held
+        assert {lend(2**20).ctypes.data for _ in range(3)} <= addresses
+    keepers[0].close()
+    assert len(memory._shelves[2**20]) == 2 * KEPT_BYTES // 2**20
+    for keeper in keepers:
+        keeper.close()
+    assert not memory._shelves
+
+
+def test_no_more_than_usual_is_kept_for_a_stream_that_has_ended(stored: Path) -> None:
+    with (
+        LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        for chunk in zds.stream_chunks(stored, client=client):
+            assert memory._keepers
+            del chunk
+            break
+    assert not memory._keepers
+    assert sum(size * len(shelf) for size, shelf in memory._shelves.items()) <= KEPT_BYTES
+
+
 def test_arrays_of_any_kind() -> None:
     assert lend_array((), np.dtype("f8")).shape == ()
     assert lend_array((0, 3), np.dtype("f8")).shape == (0, 3)

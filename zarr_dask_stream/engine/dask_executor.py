@@ -29,6 +29,7 @@ from zarr_dask_stream.engine.obituaries import BEGINNINGS, Obituaries
 from zarr_dask_stream.engine.payload import pack_work, package_version, remote_batch
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.errors import ClusterError, UsageError
+from zarr_dask_stream.source.memory import Keeper
 
 __all__ = ["DaskExecutor"]
 
@@ -70,6 +71,7 @@ class DaskExecutor:
         self._cargo = cargo
         self._address = "?" if client.scheduler is None else client.scheduler.address
         self._own_cluster = own_cluster
+        self._keeper = Keeper()
         self._process = os.getpid()
         self._payload = pack_work(work)
         self._shared: distributed.Future[Any] | None = None
@@ -342,6 +344,8 @@ class DaskExecutor:
         return "" if self._obituaries is None else await self._obituaries.cause(worker)
 
     async def _start(self) -> Threads:
+        if str(self._address).startswith("inproc://"):
+            self._keeper.open()
         if not self._own_cluster:  # the worker inside this process does not die before it
             self._obituaries = Obituaries.tell(self._client, self)
         # In a task of its own: this may be the caller's task, and what is awaited in there (`wait_for` before
@@ -542,6 +546,7 @@ class DaskExecutor:
 
     async def _close(self) -> None:
         Obituaries.forget(self._client, self)
+        self._keeper.close()
         await asyncio.gather(*self._errands, return_exceptions=True)
         own = (self._next, self._collecting, self._polling, *self._gathers)
         tasks = [t for t in own if t is not None]

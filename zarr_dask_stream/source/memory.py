@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KEPT_BYTES", "lend", "lend_array", "settle_allocator"]
+__all__ = ["KEPT_BYTES", "Keeper", "lend", "lend_array", "settle_allocator"]
 
 Buffer = npt.NDArray[np.uint8]
 
-#: Most bytes that this process keeps, in use and free ones together.
+#: Most bytes that a process keeps, in use and free ones together; and most while a stream runs inside it, whose
+#: chunks wait there for the consumer.
 KEPT_BYTES = 32 * 2**20
+_KEPT_INSIDE_BYTES = 512 * 2**20
 _LEAST_BYTES = 16 * 2**10  # smaller ones cost nothing worth keeping
 _TRIES = 4  # buffers to look at before a new one is made
 
@@ -36,6 +38,29 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 8 * 2**20, 4 * 2**20
 
 _shelves: dict[int, deque[Buffer]] = {}
+_keepers: set[Keeper] = set()
+
+
+class Keeper:
+    """As long as one is open, this process keeps more; with the last one it lets all go that is free.
+
+    Examples
+    --------
+    >>> keeper = Keeper()
+    >>> keeper.open()
+    >>> keeper.close()
+    """
+
+    def open(self) -> None:
+        """Keep more."""
+        _keepers.add(self)
+
+    def close(self) -> None:
+        """Keep no more than usual; closing twice does no harm."""
+        if self in _keepers:
+            _keepers.discard(self)
+            if not _keepers:
+                _shelves.clear()
 
 
 def lend(nbytes: int) -> Buffer:
@@ -102,12 +127,13 @@ def _find(shelf: deque[Buffer], free: int) -> Buffer | None:
 def _keep(buffer: Buffer) -> None:
     """Put a new buffer on its shelf; where that is too much, those of other sizes go first."""
     nbytes = buffer.nbytes
+    most = _KEPT_INSIDE_BYTES if _keepers else KEPT_BYTES
     shelf = _shelves.setdefault(nbytes, deque())
-    if sum(size * len(buffers) for size, buffers in list(_shelves.items())) + nbytes > KEPT_BYTES:
+    if sum(size * len(buffers) for size, buffers in list(_shelves.items())) + nbytes > most:
         for size in list(_shelves):
             if size != nbytes:
                 _shelves.pop(size, None)
-        if (len(shelf) + 1) * nbytes > KEPT_BYTES:
+        if (len(shelf) + 1) * nbytes > most:
             return
     shelf.append(buffer)
 
