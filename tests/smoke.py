@@ -143,8 +143,8 @@ def main(extras: list[str]) -> None:
     provided = set(distribution("zarr-dask-stream").metadata.get_all("Provides-Extra") or ())
     wanted = sorted(set(BRINGS) & provided if "all" in extras else extras)
     for extra in wanted:
-        if "all" in extras and extra in {"jax", "torch"}:
-            continue  # `all` leaves these out: each is larger than everything else together
+        if "all" in extras and extra in {"examples", "jax", "torch"}:
+            continue  # `all` leaves these out: they are larger than everything else together
         for module in BRINGS.get(extra, ()):
             importlib.import_module(module)
         if extra in USES:

@@ -198,7 +198,7 @@ def _spec(**options: Any) -> ArraySpec:
         ("i4", 7, [0, 0, 0, 0], True),
         ("S3", b"ab", [b"ab"] * 4, False),
         ("S3", b"ab", [b"ab", b"ab", b"ab", b"abc"], True),
-        ("M8[s]", np.datetime64("NaT"), [np.datetime64("NaT")] * 4, False),
+        ("M8[s]", np.datetime64("NaT", "s"), [np.datetime64("NaT", "s")] * 4, False),
     ],
 )
 def test_a_chunk_of_fill_values_is_not_stored(dtype: str, fill: Any, data: list[Any], stored: bool) -> None:

@@ -63,7 +63,7 @@ def test_filters_go_with_their_dtype() -> None:
 def test_blosc_is_set_to_the_size_of_elements() -> None:
     spec = made(compressors=BloscCodec(cname="lz4", shuffle="shuffle"))
     (codec,) = like(spec, dtype=np.dtype("f8")).compressors
-    assert (codec.typesize, codec.cname.value) == (8, "lz4")
+    assert (codec.typesize, getattr(codec.cname, "value", codec.cname)) == (8, "lz4")
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [("f8", -9.5), ("i4", 0), ("f4", -9.5)])

@@ -34,6 +34,8 @@ _PASSING = frozenset({
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH,
     errno.ENETUNREACH, errno.EPIPE, errno.EREMOTEIO, errno.ETIMEDOUT,
 })  # fmt: skip
+# How stores answer who asks for what lies behind the end of a value; some can't put it in words.
+_OUT_OF_RANGE = frozenset({errno.EINVAL, errno.EIO, errno.EREMOTEIO})
 _LOT = 1000  # keys that are removed with one call
 
 
@@ -327,13 +329,12 @@ class RemoteBytes(ByteStore):
         """Return the value of `key`, or its beginning; a server that knows no ranges sends all of it."""
         try:
             return self._fetch_now(key, 0, count)
-        except (PermissionError, ConnectionError, TimeoutError):
-            raise
-        except OSError:
-            # Of an empty value there is no first byte, and servers refuse to send it.
-            if self._is_empty(key):
-                return b""
-            raise
+        except OSError as error:
+            # Of an empty value there is no first byte, and it is an error to ask for it. A store that is in trouble, or
+            # refuses whatever is asked, is not asked any further.
+            if error.errno not in _OUT_OF_RANGE or not self._is_empty(key):
+                raise
+            return b""
 
     def _is_empty(self, key: str) -> bool:
         try:

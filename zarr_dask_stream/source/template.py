@@ -256,6 +256,11 @@ def _to_v3(compressor: Mapping[str, Any], dtype: np.dtype[Any]) -> list[Any] | N
     return None
 
 
+def _word(option: Any) -> str:
+    """Return an option of a codec as text; some releases of zarr have members of enums there."""
+    return str(getattr(option, "value", option))
+
+
 def _to_v2(codec: Any) -> Any:
     """Return the compressor of version 2 that does the same as a codec of version 3, or None."""
     if isinstance(codec, ZstdCodec):
@@ -263,6 +268,7 @@ def _to_v2(codec: Any) -> Any:
     if isinstance(codec, GzipCodec):
         return numcodecs.GZip(level=codec.level)
     if isinstance(codec, BloscCodec):
-        shuffle = _SHUFFLES.index(codec.shuffle.value)
-        return numcodecs.Blosc(cname=codec.cname.value, clevel=codec.clevel, shuffle=shuffle, blocksize=codec.blocksize)
+        shuffle = _SHUFFLES.index(_word(codec.shuffle))
+        name = _word(codec.cname)
+        return numcodecs.Blosc(cname=name, clevel=codec.clevel, shuffle=shuffle, blocksize=codec.blocksize)
     return None
