@@ -98,6 +98,13 @@ def test_chunk_streaming(tmp_path: Path) -> None:
             },
         ),
         pytest.param(
+            "03_where_the_time_goes.ipynb",
+            {
+                "list(slow) == list(mended)": True,
+                "[report.emitted for report in slow.values()]": [256] * 5,
+            },
+        ),
+        pytest.param(
             "04_backpressure_and_supervision.ipynb",
             {
                 "len(got)": 254,
@@ -105,6 +112,10 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "[len(batch) for batch in batches]": [60, 60, 60, 60, 16],
                 "len(set(before) | set(after))": 256,
             },
+        ),
+        pytest.param(
+            "05_codecs_v2_v3_shards.ipynb",
+            {"len(sizes)": 9, "len(answers)": 1, "[objects for objects, *_ in figures.values()]": [864, 36, 36]},
         ),
         pytest.param(
             "06_climate_statistics.ipynb",
