@@ -96,6 +96,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "[report.emitted for report in (waited, asked_again, held)]": [512, 512, 512],
                 "sum(count for *_, count in tasks.bars)": 512,
             },
+            id="02",
         ),
         pytest.param(
             "03_where_the_time_goes.ipynb",
@@ -103,6 +104,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "list(slow) == list(mended)": True,
                 "[report.emitted for report in slow.values()]": [256] * 5,
             },
+            id="03",
         ),
         pytest.param(
             "04_backpressure_and_supervision.ipynb",
@@ -112,10 +114,12 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "[len(batch) for batch in batches]": [60, 60, 60, 60, 16],
                 "len(set(before) | set(after))": 256,
             },
+            id="04",
         ),
         pytest.param(
             "05_codecs_v2_v3_shards.ipynb",
             {"len(sizes)": 9, "len(answers)": 1, "[objects for objects, *_ in figures.values()]": [864, 36, 36]},
+            id="05",
         ),
         pytest.param(
             "06_climate_statistics.ipynb",
@@ -124,6 +128,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "[stream.report.emitted, boxes.report.emitted]": [12, 108],
                 "[len(PLACES), report.outcome]": [6, "done"],
             },
+            id="06",
         ),
         pytest.param(
             "07_similarity_search.ipynb",
@@ -132,6 +137,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "[len(places) for places in matches.values()]": [10] * 4,
                 "search.report.emitted": 27,
             },
+            id="07",
         ),
         pytest.param(
             "08_market_ticks_stress.ipynb",
@@ -140,6 +146,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "[len(tables), BARS]": [20, 78],
                 "sum(int(table[:, 6].sum()) for table in tables.values()) == int(sizes.sum())": True,
             },
+            id="08",
         ),
         pytest.param(
             "09_image_tiles_and_variants.ipynb",
@@ -149,6 +156,7 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "common.shape[1] == genomes.num_sites": True,
             },
             marks=pytest.mark.sample,
+            id="09",
         ),
         pytest.param(
             "10_train_from_zarr.ipynb",
@@ -156,9 +164,9 @@ def test_chunk_streaming(tmp_path: Path) -> None:
                 "right / tested > sea / tested + 0.05": True,
                 "len(losses) == EPOCHS * len(loader)": True,
             },
+            id="10",
         ),
     ],
-    ids=lambda given: given[:2] if isinstance(given, str) else "",
 )
 def test_the_others(name: str, facts: dict[str, Any], tmp_path: Path) -> None:
     committed = len(pictures_of(read(NOTEBOOKS / name)))
