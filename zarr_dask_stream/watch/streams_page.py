@@ -69,6 +69,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .scroll { overflow-x: auto; }
 tr[aria-current] td { background: #e3eefb; }
 .runs th, .runs td { white-space: nowrap; padding: 4px 12px 4px 6px; }
+.runs td:first-child { max-width: 240px; overflow: hidden; text-overflow: ellipsis; }
 .bad { color: #a4001d; }
 """
 
@@ -257,7 +258,7 @@ class _MapView:
             "where": [_where(seen.layout, *divmod(cell, columns)) for cell in drawn.tolist()],
             **_paint(seen, drawn),
         }
-        gap = 0.9 if max(rows / 40, columns / 60) < 1.5 else 1.04  # no seams where gaps would be less than a pixel
+        gap = 0.9 if max(rows / 40, columns / 60) < 1.5 else 1.18  # no seams where gaps would be less than a pixel
         for glyph in (self._grounds.glyph, self._cells.glyph):
             glyph.update(width=gap, height=gap)
         self.plot.x_range.update(start=-0.2, end=max(columns, _LEAST_COLUMNS) + 0.2)
