@@ -62,6 +62,14 @@ def settled(cost_s: float, *, result: int = 0, limits: BatchLimits | None = None
     return size
 
 
+def test_the_first_batches_can_be_larger() -> None:
+    batcher = Batcher(BatchLimits(first=8))
+    assert batcher.size(capacity=1000, remaining=None, threads=4) == 8
+    assert batcher.size(capacity=1000, remaining=3, threads=4) <= 3
+    batcher.observe(8, BatchStats(wall_s=1.0))
+    assert batcher.size(capacity=1000, remaining=None, threads=4) == 2
+
+
 def test_a_batch_aims_at_its_duration() -> None:
     assert settled(0.01, limits=BatchLimits(target_s=0.2)) in range(19, 21)
     assert settled(10.0) == 1

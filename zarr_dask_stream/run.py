@@ -75,6 +75,7 @@ logger = logging.getLogger("zarr_dask_stream")
 _LOCAL_KINDS = ("local", "zip", "memory")
 _LOCAL_TASK_S = 0.25
 _REMOTE_TASK_S = 1.0
+_FIRST_REMOTE, _FIRST_REMOTE_BYTES = 8, 2**21
 _TARGET, _BEGUN, _MADE = "target", "begun", "made"  # what a ledger notes of a target
 _IDLE_S = 1.0  # the loop looks up at least so often, to see whether it was told to stop
 
@@ -616,13 +617,15 @@ def _numbers(chunks: Iterable[Chunk]) -> list[int]:
 def _batch_limits(options: Options) -> BatchLimits:
     # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
     stores = [options.spec.store, *([] if options.sink is None else [options.sink.spec.store])]
-    target_s = _LOCAL_TASK_S if all(store.kind in _LOCAL_KINDS for store in stores) else _REMOTE_TASK_S
-    limits = BatchLimits(target_s=target_s)
+    local = all(store.kind in _LOCAL_KINDS for store in stores)
+    limits = BatchLimits(target_s=_LOCAL_TASK_S if local else _REMOTE_TASK_S)
     sizes = [stage.rule.size for stage in options.stages if isinstance(stage, MapBatch)]
     window = None if options.fold is None else options.fold.window
     most = window.chunks if isinstance(window, Every) else None
     return BatchLimits(
-        target_s=target_s,
+        target_s=limits.target_s,
+        # A few small objects far away take no longer than one.
+        first=1 if local else max(min(_FIRST_REMOTE, _FIRST_REMOTE_BYTES // max(options.item_nbytes, 1)), 1),
         unit=max((size for size in sizes if size is not None), default=1),
         chunks=limits.chunks if most is None else min(limits.chunks, most),
     )

@@ -38,6 +38,8 @@ class BatchLimits:
         Most bytes of results to travel in one message.
     growth : int
         A batch is at most so many times the one it was measured on.
+    first : int
+        Size of the first batches, of which nothing is known yet.
     least_s : float
         The last batches are shared out evenly, but not into batches shorter than this.
     unit : int
@@ -48,6 +50,7 @@ class BatchLimits:
     chunks: int = 8192
     result_bytes: int = 32 * 2**20
     growth: int = 32
+    first: int = 1
     least_s: float = 0.04
     unit: int = 1
 
@@ -69,7 +72,7 @@ class Batcher:
         self._limits = limits
         self._cost_s = 0.0
         self._result_bytes = 0.0
-        self._grown = 1
+        self._grown = limits.first
         self._usual = 0.0
 
     def observe(self, chunks: int, stats: BatchStats) -> None:
