@@ -18,10 +18,8 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
-from zarr_dask_stream.engine.checkpoint import Ledger, encode_value, fingerprint, identity
+from zarr_dask_stream.engine.batching import Batcher, Cutter
+from zarr_dask_stream.engine.checkpoint import Ledger, encode_value
 from zarr_dask_stream.engine.dask_executor import DaskExecutor
 from zarr_dask_stream.engine.events import (
     BatchSubmitted,
@@ -53,15 +51,14 @@ from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window
 from zarr_dask_stream.errors import ChunkError, StoreError, UsageError
 from zarr_dask_stream.options import Options
-from zarr_dask_stream.source.assemble import stored_blocks
+from zarr_dask_stream.preparation import batch_limits, ledger_of, stored_only
 from zarr_dask_stream.source.chunk import Chunk
-from zarr_dask_stream.source.reader import stored_numbers
-from zarr_dask_stream.source.selection import Sieve, decode_numbers
+from zarr_dask_stream.source.selection import decode_numbers
 from zarr_dask_stream.source.target import Target
 from zarr_dask_stream.stages.answers import answers_of
-from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule, MapBatch
+from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule
 from zarr_dask_stream.stages.combine import Ungrouped
-from zarr_dask_stream.stages.windows import Along, Every
+from zarr_dask_stream.stages.windows import Along
 from zarr_dask_stream.watch.chunkmap import ChunkMap
 from zarr_dask_stream.watch.progress import progress_observer
 from zarr_dask_stream.watch.publisher import Publisher
@@ -72,10 +69,6 @@ __all__ = ["Call", "Run", "Step", "Wait"]
 
 logger = logging.getLogger("zarr_dask_stream")
 
-_LOCAL_KINDS = ("local", "zip", "memory")
-_LOCAL_TASK_S = 0.25
-_REMOTE_TASK_S = 1.0
-_FIRST_REMOTE, _FIRST_REMOTE_BYTES = 8, 2**21
 _TARGET, _BEGUN, _MADE = "target", "begun", "made"  # what a ledger notes of a target
 _IDLE_S = 1.0  # the loop looks up at least so often, to see whether it was told to stop
 
@@ -133,7 +126,7 @@ class Run:
         self._windows = None if o.fold is None or o.fold.window is None else self._answers
         rule = o.batch if o.route is None else o.batch or BatchRule(size=1)
         self._batches = None if rule is None or not deliver else Batches(rule)
-        self._ledger = _ledger_of(o) if o.checkpoint is not None else None
+        self._ledger = ledger_of(o) if o.checkpoint is not None else None
         self._deliver = deliver and o.fold is None
         self._shared = shared
         self._acknowledged: list[int] = []
@@ -161,7 +154,7 @@ class Run:
             o.plan,
             Cutter(runs, together=o.together),
             Window(o.limits),
-            Batcher(_batch_limits(o)),
+            Batcher(batch_limits(o)),
             o.retry,
             chunk_nbytes=o.item_nbytes,
             total=self._total,
@@ -191,7 +184,7 @@ class Run:
         if done is not None:
             runs = done.missing_from(runs)
             total = None if total is None else total - len(done)
-        return (_stored_only(o, runs) if o.missing == "skip" else runs), total
+        return (stored_only(o, runs) if o.missing == "skip" else runs), total
 
     def _now(self) -> float:
         return self._clock() - self._began
@@ -612,63 +605,3 @@ class Run:
 
 def _numbers(chunks: Iterable[Chunk]) -> list[int]:
     return [chunk.number for chunk in chunks if chunk.number is not None]
-
-
-def _batch_limits(options: Options) -> BatchLimits:
-    # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
-    stores = [options.spec.store, *([] if options.sink is None else [options.sink.spec.store])]
-    local = all(store.kind in _LOCAL_KINDS for store in stores)
-    limits = BatchLimits(target_s=_LOCAL_TASK_S if local else _REMOTE_TASK_S)
-    sizes = [stage.rule.size for stage in options.stages if isinstance(stage, MapBatch)]
-    window = None if options.fold is None else options.fold.window
-    most = window.chunks if isinstance(window, Every) else None
-    return BatchLimits(
-        target_s=limits.target_s,
-        # A few small objects far away take no longer than one.
-        first=1 if local else max(min(_FIRST_REMOTE, _FIRST_REMOTE_BYTES // max(options.item_nbytes, 1)), 1),
-        unit=max((size for size in sizes if size is not None), default=1),
-        chunks=limits.chunks if most is None else min(limits.chunks, most),
-    )
-
-
-def _stored_only(options: Options, runs: Iterable[range]) -> Iterable[range]:
-    """Leave out what a listing of the store shows to be absent; where it can't be listed, ask chunk by chunk."""
-    try:
-        if options.blocks is not None:
-            numbers = stored_blocks(options.blocks)
-        else:
-            numbers = np.fromiter(stored_numbers(options.spec, options.plan.box), np.int64)
-    except (StoreError, OSError) as error:
-        logger.info("the store can't be listed, absent chunks are asked for one by one: %s", error)
-        return runs
-    return Sieve(runs, numbers)
-
-
-def _ledger_of(options: Options) -> Ledger:
-    """Return the ledger of a stream, with all that makes it this stream and no other."""
-    o, spec = options, options.spec
-    assert o.checkpoint is not None
-    about = {
-        "array": spec.store.url,
-        "path": spec.path,
-        "shape": list(spec.shape),
-        "chunks": list(o.plan.grid.chunks),
-        "region": [[s.start, s.stop] for s in o.plan.box],
-        "missing": o.missing,
-        "stages": [type(stage).__name__.lower() for stage in o.stages],
-        "where": o.plan.where is not None,
-        "reduce": None if o.fold is None else type(o.fold.reducer).__name__,
-        **({} if o.sink is None else {"target": o.sink.spec.url}),
-    }
-    parts = {
-        "about": about,
-        "metadata": spec.fingerprint if o.blocks is None else o.blocks.fingerprints,
-        **({} if not o.plan.variant else {"variant": list(o.plan.variant)}),
-        **({} if o.plan.halo is None else {"halo": [list(o.plan.halo.depth), list(o.plan.halo.boundary)]}),
-        "where": identity(o.plan.where),
-        "stages": identity(o.stages),
-        "fold": identity(o.fold),
-        **({} if o.feed is None else {"fed": True}),
-        **({} if o.sink is None else {"sink": [o.sink.spec.url, o.sink.spec.fingerprint, identity(o.sink.placement)]}),
-    }
-    return Ledger(o.checkpoint, o.plan, fingerprint(parts), about)
