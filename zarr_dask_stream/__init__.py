@@ -1,6 +1,7 @@
 """Stream the chunks of Zarr arrays through a Dask cluster."""
 
 from zarr_dask_stream import errors
+from zarr_dask_stream.chunks import stream_chunks
 from zarr_dask_stream.dataset import stream_dataset
 from zarr_dask_stream.demand import Consumer, Producer, Share
 from zarr_dask_stream.engine.checkpoint import Checkpoint
@@ -16,7 +17,7 @@ from zarr_dask_stream.stages import reducers
 from zarr_dask_stream.stages.answers import WindowResult
 from zarr_dask_stream.stages.batch import Batch
 from zarr_dask_stream.stages.combine import Reducer
-from zarr_dask_stream.stream import ChunkStream, stream_chunks
+from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.dashboard import dashboard
 from zarr_dask_stream.watch.metrics import Metrics
 from zarr_dask_stream.watch.report import Report

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zarr_dask_stream.chunks import stream_chunks
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.opened import of_dataset, of_group
 from zarr_dask_stream.source.group import open_group
 from zarr_dask_stream.source.selection import ChunkPlan, RegionLike
+from zarr_dask_stream.source.store import store_errors
 from zarr_dask_stream.source.traced import kind_of
-from zarr_dask_stream.stream import ChunkStream, store_errors, stream_chunks
+from zarr_dask_stream.stream import ChunkStream
 
 __all__ = ["stream_dataset"]
 

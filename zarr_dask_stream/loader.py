@@ -88,7 +88,7 @@ class Loader:
     Examples
     --------
     >>> import zarr
-    >>> from zarr_dask_stream.stream import stream_chunks
+    >>> from zarr_dask_stream.chunks import stream_chunks
     >>> x = zarr.create_array({}, shape=(10, 4), chunks=(4, 2), dtype="f4")
     >>> y = zarr.create_array({}, shape=(10,), chunks=(5,), dtype="i8")
     >>> y[:] = np.arange(10)
@@ -305,7 +305,7 @@ class Loader:
         Examples
         --------
         >>> import zarr
-        >>> from zarr_dask_stream.stream import stream_chunks
+        >>> from zarr_dask_stream.chunks import stream_chunks
         >>> stream = stream_chunks(zarr.create_array({}, shape=(10,), chunks=(4,), dtype="f4"))
         >>> loader = Loader(stream, 2, shuffle_buffer=4, seed=1)
         >>> batches = iter(loader)

@@ -55,7 +55,7 @@ class Samples:
     Examples
     --------
     >>> import zarr
-    >>> from zarr_dask_stream.stream import stream_chunks
+    >>> from zarr_dask_stream.chunks import stream_chunks
     >>> array = zarr.create_array({}, shape=(10, 4), chunks=(4, 2), dtype="i2")
     >>> samples = Samples.of(stream_chunks(array), 0, shuffled=False)
     >>> samples.count, samples.numbers, samples.length, samples.odd, samples.options.plan.grid.chunks

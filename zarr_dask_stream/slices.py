@@ -9,10 +9,11 @@ from functools import cached_property
 from operator import index
 from typing import Any, SupportsIndex
 
+from zarr_dask_stream.chunks import stream_chunks
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.blocks import Blocks, axis_number
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
-from zarr_dask_stream.stream import ChunkStream, stream_chunks
+from zarr_dask_stream.stream import ChunkStream
 
 __all__ = ["SlicePlan", "stream_slices"]
 

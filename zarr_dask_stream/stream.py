@@ -1,4 +1,4 @@
-"""The façade: `stream_chunks` checks everything and reads only metadata; the `ChunkStream` it returns is lazy.
+"""The façade: a `ChunkStream` is lazy, and each of its stages gives a new one.
 
 Each iteration is a new `Run`, driven here from a blocking executor or from an event loop.
 """
@@ -6,11 +6,9 @@ Each iteration is a new `Run`, driven here from a blocking executor or from an e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import inspect
-import os
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -21,35 +19,23 @@ from typing import Any, Generic, Self, SupportsIndex, cast
 from typing_extensions import TypeVar
 
 from zarr_dask_stream.demand import Consumer, How, Producer, Share, feed, feed_async, share
-from zarr_dask_stream.engine.checkpoint import Checkpoint
-from zarr_dask_stream.engine.cluster import active_client, check_client, memory_budget
+from zarr_dask_stream.engine.cluster import active_client, memory_budget
 from zarr_dask_stream.engine.payload import delayed_chunks
-from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit
-from zarr_dask_stream.engine.window import WindowLimits
-from zarr_dask_stream.errors import StoreError, UsageError
-from zarr_dask_stream.opened import Decoder, Opened, of_dataarray
+from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.opened import Decoder
 from zarr_dask_stream.options import (
-    OnError,
     Options,
-    Progress,
-    check_callbacks,
-    check_choices,
-    check_count,
     check_kind,
-    check_timeout,
 )
 from zarr_dask_stream.run import Call, Run, Wait
 from zarr_dask_stream.source.aligned import recut
-from zarr_dask_stream.source.array import ArraySpec, open_array
+from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.halo import parse_halo
-from zarr_dask_stream.source.hedging import Hedge
-from zarr_dask_stream.source.labels import array_labels
-from zarr_dask_stream.source.selection import ChunkPlan, Missing, RegionLike, parse_region
-from zarr_dask_stream.source.traced import kind_of
+from zarr_dask_stream.source.store import store_errors
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.answers import WindowResult
 from zarr_dask_stream.stages.batch import Batch, BatchRule, MapBatch, Route
@@ -61,189 +47,9 @@ from zarr_dask_stream.stages.windows import InWindow, parse_along, parse_every
 from zarr_dask_stream.watch.report import Report
 from zarr_dask_stream.watch.widget import StreamWidget
 
-__all__ = ["ChunkStream", "store_errors", "stream_chunks"]
+__all__ = ["ChunkStream"]
 
 T_co = TypeVar("T_co", covariant=True, default=Chunk)
-
-
-def stream_chunks(
-    array: Any,
-    *,
-    path: str = "",
-    storage_options: Mapping[str, Any] | None = None,
-    client: Any = None,
-    region: RegionLike = None,
-    where: Callable[[tuple[int, ...]], Any] | None = None,
-    missing: Missing = "fill",
-    ordered: bool = True,
-    concurrency: int | None = None,
-    max_bytes: int | str = "10%",
-    requests: int | None = None,
-    retry: RetryPolicy | None = None,
-    timeout: float | None = 60.0,
-    hedge: Hedge | None = None,
-    rate_limit: RateLimit | None = None,
-    on_error: OnError = "raise",
-    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
-    progress: Progress = False,
-    callbacks: Iterable[Any] = (),
-) -> ChunkStream:
-    """Stream the chunks of a Zarr array through a Dask cluster.
-
-    Everything is checked here, and nothing but metadata is read. Iterate the result with ``for``, or
-    with ``async for`` under an asynchronous client.
-
-    Parameters
-    ----------
-    array : str, path, zarr.Array, zarr store, mapping or xarray.DataArray
-        The array, or the store it is in (then with `path`). URLs are opened with fsspec. A DataArray that was
-        opened from Zarr, and perhaps sliced, is traced back to its array: items hold the values that it shows.
-    path : str
-        Path of the array inside the store.
-    storage_options : mapping, optional
-        Options for the file system of a URL (credentials, endpoint). Never shown or logged.
-    client : distributed.Client, optional
-        By default the active client. Where there is none, a cluster inside this process is started
-        for each run and ended with it; with ``concurrency=1`` not even that: chunks are read one by
-        one in the calling thread. So they are inside a function that another stream calls on a worker.
-    region : int, slice, Ellipsis or tuple of these, optional
-        In array coordinates. Only chunks that intersect it are read, and they are cropped to it. An
-        integer keeps its axis, with length 1.
-    where : callable, optional
-        ``where(index) -> bool`` on the grid index, asked before anything is read.
-    missing : {"fill", "skip", "raise"}
-        What to do with a chunk that is not stored: hand out the fill value (with ``chunk.missing``
-        set), leave it out (counted in the report), or treat it as a failure.
-    ordered : bool
-        True: in grid order (C order). False: as they complete.
-    concurrency : int, optional
-        Chunks in flight: submitted and not yet taken. By default bounded by `max_bytes` alone, with
-        the number of chunks to a task following the measured cost of a chunk.
-    max_bytes : int or str
-        Decoded bytes in flight, a hard bound: bytes, "512 MiB", or a share of this host's memory.
-        One chunk larger than the bound passes alone.
-    requests : int, optional
-        Requests that each task keeps in flight on a remote store. By default adapted to the latency that
-        is measured. Local stores are read one chunk after the other by each task.
-    retry : RetryPolicy, optional
-        How often, how soon and after which errors a chunk is tried again.
-    timeout : float or None
-        Seconds for one attempt at one chunk, reading and stages each. Not enforced on functions in
-        the sequential stream, which has no second thread to watch from.
-    hedge : Hedge, optional
-        Start a second copy of a read that takes much longer than usual; the first answer wins. A copy of
-        a task counts in the window like the first: a window for one chunk has no room for any.
-    rate_limit : RateLimit, optional
-        Bound on requests and bytes per second, all workers together; ``stream.rate_limit`` changes it
-        while a run goes on. Without it, the stream still slows down when the store asks for it.
-    on_error : {"raise", "skip"} or callable
-        After a chunk's last attempt: raise `ChunkError`; put it among ``report.dead_letters`` and go
-        on; or call this with the `DeadLetter` (on the client) and go on.
-    checkpoint : str, path or Checkpoint, optional
-        A durable ledger: the same stream started again with it goes on where the last run stopped. A
-        chunk is done when the consumer asks for the next item (at least once to a consumer, exactly
-        once into a reduction).
-    progress : bool or callable
-        True: a bar in the terminal or notebook. ``progress(done, total)``: called as chunks settle.
-    callbacks : iterable of Callback or callable
-        Observers, each called with every event of the run.
-
-    Returns
-    -------
-    ChunkStream
-        Lazy; each iteration is a new run.
-
-    Raises
-    ------
-    UsageError
-        An option is out of range, a region lies outside the array, a function can't be called.
-    StoreError
-        There is no such store or array, the store can't be read, or the metadata can't be understood.
-
-    Examples
-    --------
-    >>> import numpy as np, zarr
-    >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 3), dtype="i4")
-    >>> array[:] = np.arange(24).reshape(4, 6)
-    >>> stream = stream_chunks(array).map(lambda chunk: int(chunk.data.sum()))
-    >>> len(stream), {chunk.index: chunk.data for chunk in stream}
-    (4, {(0, 0): 24, (0, 1): 42, (1, 0): 96, (1, 1): 114})
-    >>> stream.report
-    Report(done: 4/4 emitted, 0 filtered, 0 missing, 0 dead, 0 cancelled, 0 retries, ... s)
-    """
-    check_count("concurrency", "chunks", concurrency)
-    check_count("requests", "requests", requests)
-    check_choices(missing, ordered, progress, on_error)
-    check_kind("retry", RetryPolicy, retry)
-    check_kind("rate_limit", RateLimit, rate_limit)
-    check_kind("hedge", Hedge, hedge)
-    check_timeout(timeout)
-    if callable(on_error):
-        check_function(on_error, "on_error", "a DeadLetter")
-    if where is not None:
-        check_function(where, "where", "the grid index")
-    check_client(client)
-    ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    check_kind("checkpoint", Checkpoint, ledger)
-    if not isinstance(path, str):
-        raise UsageError(f"path is text, the array's place inside the store, got {path!r}")
-    check_kind("storage_options", Mapping, storage_options)
-    limits = WindowLimits(chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes))
-    observers = check_callbacks(callbacks)
-    with store_errors():
-        opened = _open(array, path, storage_options, region)
-    spec, labels = opened.spec, opened.labels
-    plan = ChunkPlan(spec.grid, opened.box, where, labels=labels)
-    return ChunkStream(
-        Options(
-            spec=spec,
-            plan=plan,
-            missing=missing,
-            ordered=ordered,
-            limits=limits,
-            retry=retry if retry is not None else RetryPolicy(),
-            timeout=timeout,
-            on_error=on_error,
-            progress=progress,
-            callbacks=observers,
-            client=client,
-            rate_limit=rate_limit,
-            requests=requests,
-            hedge=hedge,
-            checkpoint=ledger,
-            labels=labels,
-            stages=() if opened.decode is None else (opened.decode,),
-        )
-    )
-
-
-def _open(array: Any, path: str, storage_options: Mapping[str, Any] | None, region: RegionLike) -> Opened:
-    kind = kind_of(array)
-    if kind == "Dataset":
-        raise UsageError("a Dataset has several arrays: stream_dataset takes it, stream_chunks one of its variables")
-    if kind == "DataArray":
-        if path or storage_options or region is not None:
-            raise UsageError("path=, storage_options= and region= don't go with a DataArray: slice it, with .isel(...)")
-        return of_dataarray(array)
-    spec = array if isinstance(array, ArraySpec) else open_array(array, path=path, storage_options=storage_options)
-    return Opened(spec, None, array_labels(spec), parse_region(region, spec.shape))
-
-
-@contextlib.contextmanager
-def store_errors() -> Iterator[None]:
-    """Turn what a store's client raises while metadata are read into a `StoreError`."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"the store can't be read: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    """Return what an error says, without the number that Python puts before it."""
-    where = "" if error.filename is None else f": {error.filename}"
-    return f"{error.strerror}{where}" if error.strerror else str(error)
 
 
 class ChunkStream(Generic[T_co]):
@@ -255,9 +61,9 @@ class ChunkStream(Generic[T_co]):
 
     Examples
     --------
-    >>> import zarr
+    >>> import zarr, zarr_dask_stream as zds
     >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
-    >>> stream = stream_chunks(array, concurrency=1)
+    >>> stream = zds.stream_chunks(array, concurrency=1)
     >>> stream
     ChunkStream(int32[6] in 3 chunks of [2], ordered, concurrency=1)
     >>> [chunk.data.tolist() for chunk in stream.take(2)]
@@ -343,10 +149,10 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 2), dtype="i4")
         >>> array[:] = np.arange(24).reshape(4, 6)
-        >>> [chunk.data.tolist() for chunk in stream_chunks(array).rechunk((1, -1)).take(2)]
+        >>> [chunk.data.tolist() for chunk in zds.stream_chunks(array).rechunk((1, -1)).take(2)]
         [[[0, 1, 2, 3, 4, 5]], [[6, 7, 8, 9, 10, 11]]]
         """
         self._check_recut("rechunk")
@@ -386,10 +192,10 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
         >>> array[:] = [1, 2, 3, 4, 5, 6]
-        >>> stream = stream_chunks(array).halo(1, "periodic")
+        >>> stream = zds.stream_chunks(array).halo(1, "periodic")
         >>> [chunk.data.tolist() for chunk in stream]
         [[6, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 1]]
         >>> def smooth(chunk):
@@ -464,11 +270,11 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(5, 4), chunks=(2, 4), dtype="i2")
         >>> array[:] = np.arange(20).reshape(5, 4)
         >>> target = {}
-        >>> pairs = stream_chunks(array, concurrency=1).map(lambda c: c.data[:, ::2] / 2, dtype="f8", chunks=(None, 2))
+        >>> pairs = zds.stream_chunks(array).map(lambda c: c.data[:, ::2] / 2, dtype="f8", chunks=(None, 2))
         >>> _ = pairs.to_zarr(target).run()
         >>> zarr.open_array(target)[:].tolist()
         [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
@@ -527,12 +333,12 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
         >>> array[:] = range(6)
         >>> def model(batch):
         ...     return np.stack([chunk.data for chunk in batch]).sum(axis=1)
-        >>> [int(chunk.data) for chunk in stream_chunks(array).map_batch(model, size=16)]
+        >>> [int(chunk.data) for chunk in zds.stream_chunks(array).map_batch(model, size=16)]
         [1, 5, 9]
         """
         check_function(fn, "map_batch", "a batch of chunks")
@@ -660,14 +466,14 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> from zarr_dask_stream import reducers
         >>> array = zarr.create_array({}, shape=(6, 4), chunks=(1, 2), dtype="i4")
         >>> array[:] = np.arange(24).reshape(6, 4)
-        >>> means = stream_chunks(array).window(along=0, size=4, step=2).reduce(reducers.mean())
+        >>> means = zds.stream_chunks(array).window(along=0, size=4, step=2).reduce(reducers.mean())
         >>> [(result.index, result.region[0], float(result.data), result.folded) for result in means]
         [(0, slice(0, 4, None), 7.5, 8), (1, slice(2, 6, None), 15.5, 8)]
-        >>> columns = stream_chunks(array).window(along=(1,), size=2).reduce(reducers.max(axis=0))
+        >>> columns = zds.stream_chunks(array).window(along=(1,), size=2).reduce(reducers.max(axis=0))
         >>> columns.compute()
         {(0,): array([20, 21], dtype=int32), (1,): array([22, 23], dtype=int32)}
         """
@@ -727,9 +533,9 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import zarr
+        >>> import zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(10,), chunks=(2,), dtype="i4", fill_value=7)
-        >>> for batch in stream_chunks(array).batch(size=3, seconds=60):
+        >>> for batch in zds.stream_chunks(array).batch(size=3, seconds=60):
         ...     print(batch, [chunk.index for chunk in batch])
         Batch(3 items, closed by size) [(0,), (1,), (2,)]
         Batch(2 items, closed by end) [(3,), (4,)]
@@ -772,11 +578,11 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(8,), chunks=(2,), dtype="i4")
         >>> array[:] = [1, 2, 0, 0, 5, 6, 0, 0]
         >>> wet, dry = [], []
-        >>> stream = stream_chunks(array).batch(size=2)
+        >>> stream = zds.stream_chunks(array).batch(size=2)
         >>> stream = stream.route(lambda chunk: bool(chunk.data.any()), {True: wet.append, False: dry.append})
         >>> report = stream.run()
         >>> [[chunk.index for chunk in batch] for batch in (*wet, *dry)], report.emitted
@@ -857,11 +663,11 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import numpy as np, zarr
+        >>> import numpy as np, zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 2), dtype="i4")
         >>> array[:] = np.arange(24).reshape(4, 6)
         >>> target = {}
-        >>> stream = stream_chunks(array, concurrency=1).to_zarr(target, chunks=(1, 3), shards=(4, 3))
+        >>> stream = zds.stream_chunks(array, concurrency=1).to_zarr(target, chunks=(1, 3), shards=(4, 3))
         >>> sum(chunk.data.objects for chunk in stream)
         2
         >>> bool((zarr.open_array(target)[:] == array[:]).all())
@@ -976,9 +782,9 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import zarr
+        >>> import zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
-        >>> stream = stream_chunks(array, concurrency=1)
+        >>> stream = zds.stream_chunks(array, concurrency=1)
         >>> with stream.producer() as producer:
         ...     [chunk] = producer.ask(1)
         >>> chunk.index, stream.report.peak_chunks_in_flight
@@ -1016,10 +822,10 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import zarr
+        >>> import zarr, zarr_dask_stream as zds
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> array = zarr.create_array({}, shape=(4, 6), chunks=(2, 2), dtype="i4", fill_value=7)
-        >>> shares = stream_chunks(array, concurrency=4).share(2, "partition", key=lambda index: index[0])
+        >>> shares = zds.stream_chunks(array, concurrency=4).share(2, "partition", key=lambda index: index[0])
         >>> with ThreadPoolExecutor(2) as pool:
         ...     list(pool.map(lambda share: [chunk.index for chunk in share], shares))
         [[(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1), (1, 2)]]
@@ -1094,9 +900,9 @@ class ChunkStream(Generic[T_co]):
 
         Examples
         --------
-        >>> import zarr
+        >>> import zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
-        >>> stream = stream_chunks(array, concurrency=1)
+        >>> stream = zds.stream_chunks(array, concurrency=1)
         >>> widget = stream.widget()
         >>> widget.frame["badge"]
         'not started'

@@ -31,12 +31,13 @@ from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.metadata import join
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
+from zarr_dask_stream.source.store import store_errors
 from zarr_dask_stream.source.target import Target, check_options, existing_target, find_place, new_target
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.layout import writes_empty
 from zarr_dask_stream.stages.sink import Placement, Sink
 from zarr_dask_stream.stages.transform import check_function
-from zarr_dask_stream.stream import ChunkStream, store_errors
+from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.report import Report
 
 __all__ = ["write_chunks"]

@@ -28,9 +28,10 @@ from zarr_dask_stream.source.grid import Index
 from zarr_dask_stream.source.hierarchy import Hierarchy, consolidate, group_documents
 from zarr_dask_stream.source.metadata import join
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
+from zarr_dask_stream.source.store import store_errors
 from zarr_dask_stream.source.target import DOCUMENTS, Place, find_place
 from zarr_dask_stream.stages.layout import choose_boxes
-from zarr_dask_stream.stream import ChunkStream, store_errors
+from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.report import Report
 
 __all__ = ["Copied", "Job", "Same", "Wish", "parse_lengths"]

@@ -22,9 +22,8 @@ from zarr_dask_stream.errors import StoreNotFoundError
 from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.hierarchy import Hierarchy, walk_hierarchy
 from zarr_dask_stream.source.metadata import join
-from zarr_dask_stream.source.store import StoreSpec
+from zarr_dask_stream.source.store import StoreSpec, store_errors
 from zarr_dask_stream.source.target import find_place
-from zarr_dask_stream.stream import store_errors
 from zarr_dask_stream.watch.report import human_bytes
 
 __all__ = ["copy"]

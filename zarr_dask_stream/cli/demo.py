@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zarr_dask_stream.chunks import stream_chunks
 from zarr_dask_stream.cli.interrupt import cluster
 from zarr_dask_stream.cli.options import output_options, progress_option, workers_option
 from zarr_dask_stream.cli.present import facts, print_json, report_facts, screen, show
 from zarr_dask_stream.demo import band_means, band_names, sample_file, write_sample
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.stream import ChunkStream, stream_chunks
+from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.report import Report, human_bytes, human_seconds
 
 __all__ = ["demo"]

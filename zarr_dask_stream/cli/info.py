@@ -18,8 +18,7 @@ from zarr_dask_stream.errors import StoreError
 from zarr_dask_stream.source.array import ArraySpec, ArraySummary, list_arrays, locate, open_array
 from zarr_dask_stream.source.metadata import join
 from zarr_dask_stream.source.reader import stored_numbers
-from zarr_dask_stream.source.store import StoreSpec
-from zarr_dask_stream.stream import store_errors
+from zarr_dask_stream.source.store import StoreSpec, store_errors
 from zarr_dask_stream.watch.report import human_bytes
 
 __all__ = ["info"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zarr_dask_stream.chunks import stream_chunks
 from zarr_dask_stream.cli.expression import IndexExpression, parse_region_text
 from zarr_dask_stream.cli.interrupt import Drain, cluster
 from zarr_dask_stream.cli.letters import FailedChunks, LetterFile
@@ -25,7 +26,8 @@ from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.hedging import Hedge
-from zarr_dask_stream.stream import ChunkStream, store_errors, stream_chunks
+from zarr_dask_stream.source.store import store_errors
+from zarr_dask_stream.stream import ChunkStream
 
 __all__ = [
     "StoreRequest",

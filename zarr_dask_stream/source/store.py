@@ -14,7 +14,7 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, StorePath, ZipStore
 
-from zarr_dask_stream.errors import StoreNotFoundError, StoreNotVisibleError, UsageError
+from zarr_dask_stream.errors import StoreError, StoreNotFoundError, StoreNotVisibleError, UsageError
 from zarr_dask_stream.source.backend import ByteStore
 from zarr_dask_stream.source.files import LocalFiles, MappingBytes, ZipEntries
 from zarr_dask_stream.source.remote import (
@@ -43,7 +43,7 @@ from zarr_dask_stream.source.remote import (
 )
 from zarr_dask_stream.source.secret import Sealed, builtin_error, digest, display_url, secrets_in
 
-__all__ = ["StoreSpec", "here", "split_source"]
+__all__ = ["StoreSpec", "here", "split_source", "store_errors"]
 
 #: Stores that are kept open in a process: a worker may live long, and URLs that are signed are new ones each time.
 _MOST_OPENED = 32
@@ -441,3 +441,20 @@ def forget_opened() -> None:
                 if close is not None:
                     close()
         _opened.clear()
+
+
+@contextlib.contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what a store's client raises while metadata are read into a `StoreError`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"the store can't be read: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Return what an error says, without the number that Python puts before it."""
+    where = "" if error.filename is None else f": {error.filename}"
+    return f"{error.strerror}{where}" if error.strerror else str(error)
