@@ -105,7 +105,7 @@ def test_a_line_stays_within_its_frame(values: list[float], bound: float, base: 
 
 @given(st.floats(1e-6, 1e15), st.sampled_from([1000, 1024]), st.sampled_from([0.0, 1.0]))
 def test_an_axis_holds_its_values_and_has_few_marks(most: float, base: int, least: float) -> None:
-    top, step = charts._nice(most, base, least)
+    top, step = charts.nice_axis(most, base, least)
     assert top >= most * (1 - 1e-9)
     assert 1 <= round(top / step) <= 5
     assert top / step == pytest.approx(round(top / step))

@@ -26,6 +26,7 @@ __all__ = [
     "legend",
     "line_chart",
     "map_chart",
+    "nice_axis",
     "phase_legend",
     "sparkline",
     "split_bar",
@@ -328,7 +329,7 @@ def line_chart(
     width, height, left, bottom, top = 400.0, 172.0, 62.0, 24.0, 18.0
     most = max((max(band.values, default=0.0) for band in bands), default=0.0)
     drawn_bound = bound if 0 < bound <= 1.6 * most else 0.0
-    ceiling, step = _nice(max(most, drawn_bound), base, least)
+    ceiling, step = nice_axis(max(most, drawn_bound), base, least)
     end = max(until, times[-1] if len(times) else 0.0, 1e-9)
 
     def x(at: float) -> float:
@@ -391,12 +392,12 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", ink: str = "q
     )
 
 
-def _nice(most: float, base: int = 1000, least: float = 0.0) -> tuple[float, float]:
+def nice_axis(most: float, base: int = 1000, least: float = 0.0) -> tuple[float, float]:
     """Return a round end of an axis that holds `most`, and the step between its marks.
 
     Examples
     --------
-    >>> _nice(87.0), _nice(0.0), _nice(1300), _nice(1, least=1), _nice(1300, 1024)
+    >>> nice_axis(87.0), nice_axis(0.0), nice_axis(1300), nice_axis(1, least=1), nice_axis(1300, 1024)
     ((100.0, 25.0), (1.0, 0.5), (1500.0, 500.0), (1.0, 1.0), (1536.0, 512.0))
     """
     if not most > 1e-12 or not math.isfinite(most):

@@ -35,6 +35,7 @@ _RULES = """
 .zds h1{font-size:1.7rem;line-height:1.25;margin:0 0 .25rem}
 .zds h2{font-size:1.2rem;margin:0 0 .75rem}
 .zds h3{font-size:1rem;font-weight:600;margin:0 0 .5rem}
+.zds section>h3{font-size:1.15rem}
 .zds p{margin:.25rem 0 .75rem}
 .zds .quiet{color:var(--quiet);font-size:.9rem}
 .zds .url{color:var(--quiet);overflow-wrap:anywhere;margin:0 0 1rem}

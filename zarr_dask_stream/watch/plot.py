@@ -10,7 +10,7 @@ import numpy as np
 
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.watch.account import Account, human_bytes, human_seconds
-from zarr_dask_stream.watch.charts import INK, PHASE_COLOURS
+from zarr_dask_stream.watch.charts import INK, PHASE_COLOURS, nice_axis
 from zarr_dask_stream.watch.chunkmap import COLOURS, OUTSIDE, STATES, ChunkMap, Picture
 from zarr_dask_stream.watch.history import History
 
@@ -71,7 +71,7 @@ def _title(account: Account) -> str:
 
 
 def _bytes(value: float, _: int) -> str:
-    return human_bytes(value)
+    return human_bytes(value).replace(".0 ", " ")
 
 
 def _seconds(power: float, _: int) -> str:
@@ -131,7 +131,9 @@ def _draw_series(axes: Any, history: History, name: str, title: str, formatter: 
     axes.fill_between(times, values, color=INK["light"]["accent"], alpha=0.18, linewidth=0)
     axes.plot(times, values, color=INK["light"]["accent"], linewidth=1.4)
     axes.set_xlim(0, max(float(times[-1]), 1e-9))
-    axes.set_ylim(0, max(float(values.max()) * 1.08, 1e-9))
+    top, step = nice_axis(float(values.max()), 1000 if formatter is None else 1024, 0.0 if formatter is None else 1.0)
+    axes.set_ylim(0, top * 1.03)
+    axes.set_yticks(np.arange(0, top + step / 2, step))
     axes.set_xlabel(unit, fontsize=8, color=INK["light"]["quiet"])
     if formatter is not None:
         axes.yaxis.set_major_formatter(formatter)
