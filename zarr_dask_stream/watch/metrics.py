@@ -262,7 +262,7 @@ class Metrics(Callback):
     >>> metrics = zds.Metrics("example", registry)
     >>> _ = zds.stream_chunks(array, concurrency=1, callbacks=[metrics]).run()
     >>> registry.get_sample_value("zds_chunks_total", {"stream": "example", "outcome": "emitted"})
-    3.0
+    3
     """
 
     def __init__(self, name: str = "", registry: Any = None) -> None:
