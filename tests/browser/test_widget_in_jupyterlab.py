@@ -19,7 +19,8 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(180), pyte
 STREAM = """
 import time, zarr
 import zarr_dask_stream as zds
-array = zarr.create_array({}, shape=(40, 50), chunks=(1, 1), dtype="i4", fill_value=7)
+array = zarr.create_array({}, shape=(40, 50), chunks=(1, 1), dtype="i4")
+array[:] = 7
 def work(chunk):
     time.sleep(0.004)
     if chunk.index == (1, 7):

@@ -95,7 +95,8 @@ class StreamWidget:
     --------
     >>> import zarr
     >>> from zarr_dask_stream import stream_chunks
-    >>> array = zarr.create_array({}, shape=(6, 4), chunks=(2, 2), dtype="i4", fill_value=7)
+    >>> array = zarr.create_array({}, shape=(6, 4), chunks=(2, 2), dtype="i4")
+    >>> array[:] = 7
     >>> stream = stream_chunks(array, concurrency=1)
     >>> widget = stream.widget()
     >>> report = stream.run()
