@@ -18,7 +18,7 @@ from zarr_dask_stream.errors import UsageError
 @pytest.fixture
 def report() -> zds.Report:
     array = zarr.create_array({}, shape=(12, 20), chunks=(1, 1), dtype="f8")
-    array[:] = np.arange(240.0).reshape(12, 20)
+    array[:] = np.arange(1.0, 241.0).reshape(12, 20)  # nothing that would not be stored
 
     def broken(chunk: zds.Chunk) -> float:
         if chunk.index == (3, 4):
