@@ -1,6 +1,6 @@
 """Stored bytes that are nearly right: chunks and shards of every usual codec, read or refused, at no great expense.
 
-Tried for version 0.1: 150 inputs for each test and codec, 10,650 in all, without a finding. The usual run tries 15 each.
+Tried for version 0.1: 150 inputs for each test and codec, 10,650 in all, without a finding. Usually it is 15 each.
 """
 
 from __future__ import annotations
