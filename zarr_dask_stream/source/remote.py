@@ -11,8 +11,10 @@ Listings are many requests in one call, of which each must be tried again alone:
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cached_property
@@ -311,6 +313,7 @@ class FsspecFiles(RemoteBytes):
 
 
 _runtime_pid = [0]
+_LET_GO_S = 0.1
 
 
 def claim_runtime(url: str) -> None:
@@ -324,7 +327,14 @@ def claim_runtime(url: str) -> None:
             f"{url} is read by obstore, which does not survive a fork; start processes with 'spawn' or "
             "'forkserver' (for a torch DataLoader: multiprocessing_context='spawn')"
         )
+    if not _runtime_pid[0]:
+        atexit.register(_let_threads_finish)
     _runtime_pid[0] = pid
+
+
+def _let_threads_finish() -> None:
+    """Give obstore's threads time to let go of Python objects: one that does so while Python ends aborts it."""
+    time.sleep(_LET_GO_S)
 
 
 class ObstoreObjects(RemoteBytes):
