@@ -6,7 +6,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -226,7 +226,7 @@ def test_documents_that_are_too_long_are_not_read_to_their_end(
 ) -> None:
     """A sparse file stands for one of many gigabytes: whoever read it whole would need that memory."""
     monkeypatch.setattr(metadata, "MAX_DOCUMENT_BYTES", 1 << 20)
-    zarr_format = 3 if key == "zarr.json" else 2
+    zarr_format: Literal[2, 3] = 3 if key == "zarr.json" else 2
     zarr.create_array(tmp_path / "group" / "a", shape=(4,), chunks=(2,), dtype="i4", zarr_format=zarr_format)
     folder = tmp_path / "group" / "a" if key != ".zmetadata" else tmp_path / "group"
     with (folder / key).open("wb") as file:
