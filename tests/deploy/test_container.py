@@ -224,9 +224,9 @@ class Play:
     def words(self, words: list[str]) -> list[str]:
         places = {"/opt/zds/healthcheck.py": str(HEALTHCHECK), "=/data": f"={self.stage.folder}/data"}
         places["/tmp"] = str(self.stage.folder)
-        for inside, here in places.items():
-            words = [here if word == inside else word.replace(inside, here) for word in words]
-        return words
+        # In one go: what is put in may lie in /tmp itself.
+        inside = re.compile("|".join(map(re.escape, places)))
+        return [inside.sub(lambda found: places[found[0]], word) for word in words]
 
     def start(self, name: str) -> None:
         service = self.services[name]
