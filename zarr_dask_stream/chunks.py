@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from operator import index
 from typing import Any
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
-from zarr_dask_stream.engine.cluster import check_client, memory_budget
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
-from zarr_dask_stream.engine.window import WindowLimits
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.opened import Opened, of_dataarray
-from zarr_dask_stream.options import (
-    OnError,
-    Options,
-    Progress,
-    check_callbacks,
-    check_choices,
-    check_count,
-    check_kind,
-    check_timeout,
-)
+from zarr_dask_stream.options import OnError, Options, Progress, check_count, check_kind, run_options
 from zarr_dask_stream.source.array import ArraySpec, open_array
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.labels import array_labels
@@ -141,25 +129,27 @@ def stream_chunks(
     >>> stream.report
     Report(done: 4/4 emitted, 0 filtered, 0 missing, 0 dead, 0 cancelled, 0 retries, ... s)
     """
-    check_count("concurrency", "chunks", concurrency)
+    told = run_options(
+        missing=missing,
+        ordered=ordered,
+        concurrency=concurrency,
+        max_bytes=max_bytes,
+        retry=retry,
+        timeout=timeout,
+        on_error=on_error,
+        checkpoint=checkpoint,
+        progress=progress,
+        callbacks=callbacks,
+        client=client,
+    )
     check_count("requests", "requests", requests)
-    check_choices(missing, ordered, progress, on_error)
-    check_kind("retry", RetryPolicy, retry)
     check_kind("rate_limit", RateLimit, rate_limit)
     check_kind("hedge", Hedge, hedge)
-    check_timeout(timeout)
-    if callable(on_error):
-        check_function(on_error, "on_error", "a DeadLetter")
     if where is not None:
         check_function(where, "where", "the grid index")
-    check_client(client)
-    ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    check_kind("checkpoint", Checkpoint, ledger)
     if not isinstance(path, str):
         raise UsageError(f"path is text, the array's place inside the store, got {path!r}")
     check_kind("storage_options", Mapping, storage_options)
-    limits = WindowLimits(chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes))
-    observers = check_callbacks(callbacks)
     with store_errors():
         opened = _open(array, path, storage_options, region)
     spec, labels = opened.spec, opened.labels
@@ -168,21 +158,12 @@ def stream_chunks(
         Options(
             spec=spec,
             plan=plan,
-            missing=missing,
-            ordered=ordered,
-            limits=limits,
-            retry=retry if retry is not None else RetryPolicy(),
-            timeout=timeout,
-            on_error=on_error,
-            progress=progress,
-            callbacks=observers,
-            client=client,
             rate_limit=rate_limit,
             requests=requests,
             hedge=hedge,
-            checkpoint=ledger,
             labels=labels,
             stages=() if opened.decode is None else (opened.decode,),
+            **told,
         )
     )
 

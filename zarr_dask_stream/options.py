@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal, SupportsIndex
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
+from zarr_dask_stream.engine.cluster import check_client, memory_budget
 from zarr_dask_stream.engine.events import Callback, DeadLetter
 from zarr_dask_stream.engine.feed import Feed
 from zarr_dask_stream.engine.retry import RetryPolicy
@@ -29,11 +31,9 @@ __all__ = [
     "OnError",
     "Options",
     "Progress",
-    "check_callbacks",
-    "check_choices",
     "check_count",
     "check_kind",
-    "check_timeout",
+    "run_options",
 ]
 
 OnError = Literal["raise", "skip"] | Callable[[DeadLetter], Any]
@@ -77,6 +77,46 @@ class Options:
         return self.spec.chunk_nbytes if self.blocks is None else self.blocks.nbytes
 
 
+def run_options(
+    *,
+    missing: Missing,
+    ordered: bool,
+    concurrency: int | None,
+    max_bytes: int | str,
+    retry: RetryPolicy | None,
+    timeout: float | None,
+    on_error: OnError,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None,
+    progress: Progress,
+    callbacks: Iterable[Any],
+    client: Any,
+) -> dict[str, Any]:
+    """Check what every run can be told, whatever it reads or writes, and return it as `Options` has it."""
+    check_count("concurrency", "chunks", concurrency)
+    _check_choices(missing, ordered, progress, on_error)
+    check_kind("retry", RetryPolicy, retry)
+    _check_timeout(timeout)
+    if callable(on_error):
+        check_function(on_error, "on_error", "a DeadLetter")
+    check_client(client)
+    ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
+    check_kind("checkpoint", Checkpoint, ledger)
+    return {
+        "missing": missing,
+        "ordered": ordered,
+        "limits": WindowLimits(
+            chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes)
+        ),
+        "retry": retry if retry is not None else RetryPolicy(),
+        "timeout": timeout,
+        "on_error": on_error,
+        "checkpoint": ledger,
+        "progress": progress,
+        "callbacks": _check_callbacks(callbacks),
+        "client": client,
+    }
+
+
 def check_count(name: str, of: str, value: Any) -> None:
     """Refuse what is neither a positive whole number nor None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1):
@@ -89,7 +129,7 @@ def check_kind(name: str, kind: type, value: Any) -> None:
         raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}: {value!r}")
 
 
-def check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> None:
+def _check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> None:
     """Refuse words and values that mean nothing here."""
     if missing not in ("fill", "skip", "raise"):
         raise UsageError(f'missing must be "fill", "skip" or "raise", got {missing!r}')
@@ -103,7 +143,7 @@ def check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> N
         raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
 
 
-def check_timeout(timeout: Any) -> None:
+def _check_timeout(timeout: Any) -> None:
     """Refuse what is neither seconds nor None."""
     if timeout is None:
         return
@@ -111,7 +151,7 @@ def check_timeout(timeout: Any) -> None:
         raise UsageError(f"timeout is seconds greater than 0, or None, got {timeout!r}")
 
 
-def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
+def _check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     """Return the observers as a tuple; one alone will do."""
     if callable(callbacks) or isinstance(callbacks, Callback):
         return (callbacks,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 
@@ -32,17 +33,16 @@ def batch_limits(options: Options) -> BatchLimits:
     # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
     stores = [options.spec.store, *([] if options.sink is None else [options.sink.spec.store])]
     local = all(store.kind in _LOCAL_KINDS for store in stores)
-    limits = BatchLimits(target_s=_LOCAL_TASK_S if local else _REMOTE_TASK_S)
     sizes = [stage.rule.size for stage in options.stages if isinstance(stage, MapBatch)]
     window = None if options.fold is None else options.fold.window
     most = window.chunks if isinstance(window, Every) else None
-    return BatchLimits(
-        target_s=limits.target_s,
+    limits = BatchLimits(
+        target_s=_LOCAL_TASK_S if local else _REMOTE_TASK_S,
         # A few small objects far away take no longer than one.
         first=1 if local else max(min(_FIRST_REMOTE, _FIRST_REMOTE_BYTES // max(options.item_nbytes, 1)), 1),
         unit=max((size for size in sizes if size is not None), default=1),
-        chunks=limits.chunks if most is None else min(limits.chunks, most),
     )
+    return limits if most is None else dataclasses.replace(limits, chunks=min(limits.chunks, most))
 
 
 def stored_only(options: Options, runs: Iterable[range]) -> Iterable[range]:

@@ -5,28 +5,16 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from operator import index
 from typing import Any
 
 import numpy as np
 import zarr
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
-from zarr_dask_stream.engine.cluster import check_client, memory_budget
 from zarr_dask_stream.engine.feed import Feed
 from zarr_dask_stream.engine.retry import RetryPolicy
-from zarr_dask_stream.engine.window import WindowLimits
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.options import (
-    OnError,
-    Options,
-    Progress,
-    check_callbacks,
-    check_choices,
-    check_count,
-    check_kind,
-    check_timeout,
-)
+from zarr_dask_stream.options import OnError, Options, Progress, check_kind, run_options
 from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.metadata import join
@@ -36,7 +24,6 @@ from zarr_dask_stream.source.target import Target, check_options, existing_targe
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.layout import writes_empty
 from zarr_dask_stream.stages.sink import Placement, Sink
-from zarr_dask_stream.stages.transform import check_function
 from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.report import Report
 
@@ -122,18 +109,23 @@ def write_chunks(
         ...
     zarr_dask_stream.errors.UsageError: the array for [0:2, 0:4] has shape (3, 4), and (2, 4) belongs there
     """
-    check_count("concurrency", "chunks", concurrency)
-    check_choices("fill", True, progress, on_error)
-    check_kind("retry", RetryPolicy, retry)
+    told = run_options(
+        missing="fill",
+        ordered=False,
+        concurrency=concurrency,
+        max_bytes=max_bytes,
+        retry=retry,
+        timeout=timeout,
+        on_error=on_error,
+        checkpoint=checkpoint,
+        progress=progress,
+        callbacks=callbacks,
+        client=client,
+    )
+    ledger = told["checkpoint"]
     check_kind("storage_options", Mapping, storage_options)
-    check_timeout(timeout)
-    check_client(client)
-    if callable(on_error):
-        check_function(on_error, "on_error", "a DeadLetter")
     if isinstance(items, (np.ndarray, zarr.Array, str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise UsageError(f"items is an iterable of chunks, such as a generator or a list, got {type(items).__name__}")
-    ledger = Checkpoint(url=checkpoint) if isinstance(checkpoint, (str, os.PathLike)) else checkpoint
-    check_kind("checkpoint", Checkpoint, ledger)
     with store_errors():
         made = _target(target, path, storage_options, create, overwrite=overwrite)
         if ledger is None and not made.exists:
@@ -156,22 +148,11 @@ def write_chunks(
         Options(
             spec=spec,
             plan=ChunkPlan(blocks.grid, parse_region(None, spec.shape)),
-            missing="fill",
-            ordered=False,
-            limits=WindowLimits(
-                chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes)
-            ),
-            retry=retry if retry is not None else RetryPolicy(),
-            timeout=timeout,
-            on_error=on_error,
-            progress=progress,
-            callbacks=check_callbacks(callbacks),
-            client=client,
-            checkpoint=ledger,
             blocks=blocks,
             target=made,
             sink=sink,
             feed=feed,
+            **told,
         )
     )
     if getattr(client, "asynchronous", False):
