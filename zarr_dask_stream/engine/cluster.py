@@ -8,11 +8,14 @@ import contextlib
 import logging
 import operator
 import os
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 import dask
@@ -66,7 +69,7 @@ def memory_budget(amount: int | str) -> int:
         if isinstance(amount, str) and amount.strip().endswith("%"):
             nbytes = int(float(amount.strip()[:-1]) / 100 * MEMORY_LIMIT)
         elif isinstance(amount, str):
-            nbytes = int(parse_bytes(amount))
+            nbytes = int(parse_bytes(amount)) if amount.strip() else 0  # Dask takes no text for one byte
         elif isinstance(amount, bool):
             raise UsageError(expected)
         else:
@@ -143,6 +146,22 @@ def _after_fork() -> None:
     # Dask hands work to this pool, whose one thread stayed with the parent: it would wait for ever.
     if hasattr(distributed.utils, "_offload_executor"):
         distributed.utils._offload_executor = ThreadPoolExecutor(1, "Dask-Offload")  # noqa: SLF001  # see above
+    _renew_dask_locks()
+
+
+def _renew_dask_locks() -> None:
+    """Open the locks behind which Dask gives names to graphs: another thread of the parent may have held them."""
+    naming: Any = sys.modules.get("dask.tokenize")
+    if hasattr(naming, "tokenize_lock"):
+        naming.tokenize_lock = threading.RLock()
+        naming._SEEN = {}  # noqa: SLF001  # what that thread was about to name
+    expressions: list[type] = [getattr(sys.modules.get("dask._expr"), "Expr", int)]
+    for kind in expressions:
+        expressions += kind.__subclasses__()
+        for value in vars(kind).values():
+            # Before Python 3.12 such a property has one lock for all objects.
+            if isinstance(value, cached_property) and hasattr(value, "lock"):
+                value.lock = threading.RLock()
 
 
 _last: list[tuple[weakref.ref[Any], str]] = []  # the client that was active when a stream looked last

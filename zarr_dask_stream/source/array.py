@@ -9,7 +9,6 @@ import itertools
 import json
 import math
 import os
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from zarr_dask_stream.errors import (
 )
 from zarr_dask_stream.source.backend import ByteStore, check_key
 from zarr_dask_stream.source.grid import ChunkGrid
+from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.metadata import (
     ArraySummary,
     Node,
@@ -62,7 +62,7 @@ _LOOSE_ITEM_BYTES = 64
 _MAX_NAMES = 12
 #: Each codec may make its input somewhat longer; that many can't make a bomb of it.
 _MAX_CODECS = 16
-_quiet = threading.Lock()
+_quiet = ForkedLock()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from zarr.buffer import cpu
 from zarr_dask_stream.errors import CorruptChunkError, MetadataError
 from zarr_dask_stream.source.array import ArraySpec, zarr_array
 from zarr_dask_stream.source.inflate import BYTES_CODECS, COMPRESSORS, Buffer, Size, Step, build_step, encoded_size
+from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.memory import lend_array
 from zarr_dask_stream.source.metadata import brief, sharding
 
@@ -67,7 +68,7 @@ class UnknownCodec(Exception):  # noqa: N818  # a signal between modules that co
 
 
 _compiled: OrderedDict[tuple[str, bool], Decode] = OrderedDict()
-_compiled_lock = threading.Lock()
+_compiled_lock = ForkedLock()
 
 
 def compile_chain(spec: ArraySpec) -> Decode:

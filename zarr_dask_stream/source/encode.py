@@ -31,6 +31,7 @@ from zarr_dask_stream.source.codec import (
     transposition,
 )
 from zarr_dask_stream.source.inflate import BYTES_CODECS, Buffer
+from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.metadata import sharding
 
 __all__ = ["Encode", "compile_encoder", "compile_encoder_fallback", "morton_order"]
@@ -46,7 +47,7 @@ _FIRST_LOOK = 4096  # elements of a chunk that are compared before the rest is
 _BLOSC_SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 _compiled: OrderedDict[tuple[str, bool, bool], Encode] = OrderedDict()
-_compiled_lock = threading.Lock()
+_compiled_lock = ForkedLock()
 
 
 def compile_encoder(spec: ArraySpec, *, write_empty: bool = False) -> Encode:

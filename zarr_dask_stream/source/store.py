@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import socket
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, Stor
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, StoreNotVisibleError, UsageError
 from zarr_dask_stream.source.backend import ByteStore
 from zarr_dask_stream.source.files import LocalFiles, MappingBytes, ZipEntries
+from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.remote import (
     FsspecFiles,
     MemoryFiles,
@@ -194,16 +194,7 @@ class StoreSpec:
 
 _opened: dict[str, ByteStore] = {}
 _opened_pid = [os.getpid()]
-_opened_lock = threading.RLock()
-
-
-def _new_lock() -> None:
-    global _opened_lock  # noqa: PLW0603  # the parent's may have been held when it forked
-    _opened_lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+_opened_lock = ForkedLock()
 
 
 def split_source(source: Any) -> tuple[Any, str]:
