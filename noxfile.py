@@ -10,6 +10,7 @@ of what is tested.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 import tomllib
@@ -29,6 +30,12 @@ OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 #: Extras for use; the others are for working on the package.
 EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in {"test", "bench", "dev", "docs"}]
 DIST = ROOT / ".nox" / "dist"
+
+# pyenv's commands refuse to start a Python that is installed but not chosen; the interpreters themselves do start.
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ.get("PATH", os.defpath), *(str(found) for python in PYTHONS for found in PYENV.glob(f"{python}.*/bin"))]
+)
 
 #: The part of the suite that needs no server and no cluster of processes, and what it needs beside the package.
 QUICK = ("-m", "not cluster and not s3 and not slow and not torch and not root", "-n", "2", "--dist", "loadgroup")
