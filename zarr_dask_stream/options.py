@@ -76,6 +76,35 @@ class Options:
         """Decoded bytes of one item: a chunk, or a box that is put together."""
         return self.spec.chunk_nbytes if self.blocks is None else self.blocks.nbytes
 
+    @property
+    def dims(self) -> tuple[str | None, ...] | None:
+        """Names of the axes of the items, or None where they have none."""
+        if self.labels is not None:
+            return self.labels.dims
+        return self.spec.dimension_names if self.blocks is None or self.blocks.dims is None else self.blocks.dims
+
+    def describe(self) -> str:
+        """Return a line for whoever looks at the stream: the array, its items, what is done with them."""
+        what = _typed(self.spec)
+        if self.blocks is not None and self.blocks.named:
+            arrays = (f"{name}: {_typed(member.spec)}" for name, member in self.blocks.members if not member.coord)
+            what = f"{', '.join(arrays)} along {', '.join(self.blocks.dims or ()) or 'nothing'},"
+        plan = self.plan
+        words = ["ordered" if self.ordered else "as completed"]
+        if self.limits.chunks is not None:
+            words.append(f"concurrency={self.limits.chunks}")
+        if not plan.whole or plan.where is not None:
+            words.append(f"{plan.box_size:,} of them planned" if plan.where is None else "a selection")
+        words += [type(stage).__name__.lower() for stage in self.stages]
+        if self.fold is not None:
+            words += ["reduce"] if self.fold.window is None else ["window", "reduce"]
+        words += [name for name, there in (("batch", self.batch), ("route", self.route)) if there is not None]
+        return f"{what} in {len(plan.grid):,} chunks of [{', '.join(map(str, plan.grid.chunks))}], {', '.join(words)}"
+
+
+def _typed(spec: ArraySpec) -> str:
+    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
+
 
 def run_options(
     *,

@@ -1,4 +1,4 @@
-"""What a run needs before it begins: how long its tasks are, which chunks are stored, the ledger that is its own."""
+"""What a run needs before it begins: work for its workers, how long tasks are, the chunks that are stored, a ledger."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from zarr_dask_stream.engine.batching import BatchLimits
 from zarr_dask_stream.engine.checkpoint import Ledger, fingerprint, identity
+from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.errors import StoreError
 from zarr_dask_stream.options import Options
 from zarr_dask_stream.source.assemble import stored_blocks
@@ -18,7 +19,7 @@ from zarr_dask_stream.source.selection import Sieve
 from zarr_dask_stream.stages.batch import MapBatch
 from zarr_dask_stream.stages.windows import Every
 
-__all__ = ["batch_limits", "ledger_of", "stored_only"]
+__all__ = ["batch_limits", "ledger_of", "stored_only", "work_of"]
 
 logger = logging.getLogger("zarr_dask_stream")
 
@@ -26,6 +27,27 @@ _LOCAL_KINDS = ("local", "zip", "memory")
 _LOCAL_TASK_S = 0.25
 _REMOTE_TASK_S = 1.0
 _FIRST_REMOTE, _FIRST_REMOTE_BYTES = 8, 2**21
+
+
+def work_of(options: Options, *, discard: bool = False) -> Work:
+    """Return what workers have to know of a stream; with `discard`, values stay with them."""
+    o = options
+    return Work(
+        spec=o.spec,
+        box=o.plan.box,
+        missing=o.missing,
+        timeout=o.timeout,
+        fetches=o.requests,
+        hedge=o.hedge,
+        stages=o.stages,
+        fold=o.fold,
+        retry=o.retry,
+        discard=discard,
+        blocks=o.blocks,
+        labels=o.labels,
+        sink=o.sink,
+        fed=o.feed is not None,
+    )
 
 
 def batch_limits(options: Options) -> BatchLimits:

@@ -14,7 +14,7 @@ import random
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -372,6 +372,11 @@ class Run:
         """Say that nobody waits for an item."""
         if self._handed_at is None:
             self._handed_at = self._clock()
+
+    @property
+    def sinks(self) -> Mapping[Any, Callable[[Any], Any]]:
+        """What `Call` steps are for: the sinks of a routed stream, by key."""
+        return {} if self._options.route is None else self._options.route.sinks
 
     @property
     def stopped(self) -> bool:

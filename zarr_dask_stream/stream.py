@@ -1,49 +1,50 @@
 """The façade: a `ChunkStream` is lazy, and each of its stages gives a new one.
 
-Each iteration is a new `Run`, driven here from a blocking executor or from an event loop.
+What a stage means is said here and decided in ``composition.py``. Each iteration is a new `Run`, driven from a
+blocking executor or from an event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
-import inspect
-import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from operator import index
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, SupportsIndex, cast
+from typing import Any, Generic, Self, cast
 
 from typing_extensions import TypeVar
 
+from zarr_dask_stream.composition import (
+    batch_mapped,
+    batched,
+    filtered,
+    grouped,
+    haloed,
+    mapped,
+    rechunked,
+    reduced,
+    routed,
+    taken,
+    windowed,
+    written,
+)
 from zarr_dask_stream.demand import Consumer, How, Producer, Share, feed, feed_async, share
-from zarr_dask_stream.engine.cluster import active_client, memory_budget
+from zarr_dask_stream.driver import drive, drive_async
+from zarr_dask_stream.engine.cluster import active_client
 from zarr_dask_stream.engine.payload import delayed_chunks
-from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError
-from zarr_dask_stream.opened import Decoder
-from zarr_dask_stream.options import (
-    Options,
-    check_kind,
-)
-from zarr_dask_stream.run import Call, Run, Wait
-from zarr_dask_stream.source.aligned import recut
+from zarr_dask_stream.options import Options
+from zarr_dask_stream.preparation import work_of
+from zarr_dask_stream.run import Run
 from zarr_dask_stream.source.array import ArraySpec
-from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
-from zarr_dask_stream.source.halo import parse_halo
-from zarr_dask_stream.source.store import store_errors
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.answers import WindowResult
-from zarr_dask_stream.stages.batch import Batch, BatchRule, MapBatch, Route
-from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
-from zarr_dask_stream.stages.each import Kind, each
-from zarr_dask_stream.stages.layout import Items, as_dtype, as_lengths, lay_out
-from zarr_dask_stream.stages.transform import Decode, Filter, Map, check_function
-from zarr_dask_stream.stages.windows import InWindow, parse_along, parse_every
+from zarr_dask_stream.stages.batch import Batch
+from zarr_dask_stream.stages.combine import Reducer
+from zarr_dask_stream.stages.transform import Filter
 from zarr_dask_stream.watch.report import Report
 from zarr_dask_stream.watch.widget import StreamWidget
 
@@ -97,33 +98,14 @@ class ChunkStream(Generic[T_co]):
     @property
     def dims(self) -> tuple[str | None, ...] | None:
         """Names of the axes of ``chunk.index`` and ``chunk.region``, or None where they have none."""
-        o = self._options
-        if o.labels is not None:
-            return o.labels.dims
-        return o.spec.dimension_names if o.blocks is None or o.blocks.dims is None else o.blocks.dims
+        return self._options.dims
 
     def __len__(self) -> int:
         planned = len(self._options.plan)
         return planned if self._options.limit is None else min(planned, self._options.limit)
 
     def __repr__(self) -> str:
-        o = self._options
-        what = f"{o.spec.dtype}[{', '.join(map(str, o.spec.shape))}]"
-        if o.blocks is not None and o.blocks.named:
-            specs = [(name, member.spec) for name, member in o.blocks.members if not member.coord]
-            arrays = (f"{name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]" for name, spec in specs)
-            what = f"{', '.join(arrays)} along {', '.join(o.blocks.dims or ()) or 'nothing'},"
-        chunks = ", ".join(map(str, o.plan.grid.chunks))
-        words = ["ordered" if o.ordered else "as completed"]
-        if o.limits.chunks is not None:
-            words.append(f"concurrency={o.limits.chunks}")
-        if not o.plan.whole or o.plan.where is not None:
-            words.append(f"{o.plan.box_size:,} of them planned" if o.plan.where is None else "a selection")
-        words += [type(stage).__name__.lower() for stage in o.stages]
-        if o.fold is not None:
-            words += ["reduce"] if o.fold.window is None else ["window", "reduce"]
-        words += [name for name, there in (("batch", o.batch), ("route", o.route)) if there is not None]
-        return f"ChunkStream({what} in {len(o.plan.grid):,} chunks of [{chunks}], {', '.join(words)})"
+        return f"ChunkStream({self._options.describe()})"
 
     # -- other items than stored chunks ---------------------------------------------------------------
 
@@ -155,18 +137,7 @@ class ChunkStream(Generic[T_co]):
         >>> [chunk.data.tolist() for chunk in zds.stream_chunks(array).rechunk((1, -1)).take(2)]
         [[[0, 1, 2, 3, 4, 5]], [[6, 7, 8, 9, 10, 11]]]
         """
-        self._check_recut("rechunk")
-        o = self._options
-        if o.together:
-            raise UsageError("slices are boxes of their own: use stream_chunks(...).rechunk(...) for others")
-        if o.plan.where is not None:
-            raise UsageError(
-                "where= is asked about stored chunks, and rechunk(...) makes other items: select with region=, or "
-                "with .filter(...) after it"
-            )
-        if o.blocks is not None and o.blocks.named:
-            return self._recut(recut(o.blocks, chunks))
-        return self._recut(Blocks.of(o.spec, parse_chunks(chunks, o.spec), o.plan.halo))
+        return ChunkStream(rechunked(self._options, chunks))
 
     def halo(self, depth: int | Sequence[Any] | Mapping[Any, Any], boundary: Any = None) -> ChunkStream:
         """Read the elements around each item with it, from the store.
@@ -203,52 +174,9 @@ class ChunkStream(Generic[T_co]):
         >>> [chunk.data.tolist() for chunk in stream.map(smooth)]
         [[9, 6], [9, 12], [15, 12]]
         """
-        self._check_recut("halo")
-        o = self._options
-        blocks = o.blocks or Blocks.of(o.spec, o.spec.chunks)
-        depth, boundary = self._numbered(depth), self._numbered(boundary)
-        for dtype in {member.spec.dtype for _, member in blocks.members if not member.coord}:
-            halo = parse_halo(depth, boundary, o.plan.grid.shape, dtype)
-        if o.stages and any(isinstance(edge, (int, float, complex)) for edge in halo.boundary):
-            raise UsageError(
-                "halo: a constant boundary is a stored value, and the items' values are decoded: use a word, or None"
-            )
-        return self._recut(dataclasses.replace(blocks, halo=halo))
-
-    def _check_recut(self, what: str) -> None:
-        o = self._options
-        if any(not isinstance(stage, Decode) for stage in o.stages) or o.fold is not None or o.limit is not None:
-            raise UsageError(f"put .{what}(...) before all other stages: it says what is read")
-
-    def _numbered(self, given: Any) -> Any:
-        """Replace names of dimensions by numbers of axes; what is no dimension is refused later."""
-        dims = list(self.dims or ())
-        if not isinstance(given, Mapping):
-            return given
-        return {dims.index(axis) if axis in dims else axis: one for axis, one in given.items()}
-
-    def _recut(self, blocks: Blocks) -> ChunkStream:
-        o = self._options
-        plan = dataclasses.replace(o.plan, grid=blocks.grid, halo=blocks.halo)
-        return ChunkStream(dataclasses.replace(o, blocks=blocks, plan=plan))
+        return ChunkStream(haloed(self._options, depth, boundary))
 
     # -- stages -------------------------------------------------------------------------------------
-
-    def _with(self, **changes: Any) -> ChunkStream:
-        self._check_no_target()
-        if self._options.fold is not None:
-            raise UsageError("a reduced stream has no chunks any more: put other stages before .reduce(...)")
-        if self._options.batch is not None or self._options.route is not None:
-            last = "route" if self._options.route is not None else "batch"
-            raise UsageError(f".{last}(...) hands items out, as the last stage: put other stages before it")
-        o = dataclasses.replace(self._options, **changes)
-        if o.plan.labels is not None and not all(isinstance(stage, (Decode, Filter)) for stage in o.stages):
-            o = dataclasses.replace(o, plan=dataclasses.replace(o.plan, labels=None))  # what comes out is no such array
-        return ChunkStream(o)
-
-    def _check_no_target(self) -> None:
-        if self._options.sink is not None:
-            raise UsageError("put .to_zarr(...) last: what is written is what comes out of the stages before it")
 
     def map(
         self, fn: Callable[[Chunk], Any], *, dtype: Any = None, chunks: int | Sequence[int | None] | None = None
@@ -279,18 +207,14 @@ class ChunkStream(Generic[T_co]):
         >>> zarr.open_array(target)[:].tolist()
         [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
         """
-        check_function(fn, "map", "the chunk")
-        return self._with(stages=(*self._options.stages, Map(fn, as_dtype(dtype), as_lengths(chunks))))
+        return ChunkStream(mapped(self._options, fn, dtype=dtype, chunks=chunks))
 
     def filter(self, pred: Callable[[Chunk], Any]) -> ChunkStream:
         """Keep the chunks for which ``pred(chunk)`` is true; asked on the workers, after the read.
 
         To leave chunks out before they are read, use ``where=`` of `stream_chunks`.
         """
-        check_function(pred, "filter", "the chunk")
-        if self._options.limit is not None:
-            raise UsageError("put .filter(...) before .take(...): after it, fewer items than asked for would come")
-        return self._with(stages=(*self._options.stages, Filter(pred)))
+        return ChunkStream(filtered(self._options, pred))
 
     def map_batch(
         self,
@@ -341,16 +265,11 @@ class ChunkStream(Generic[T_co]):
         >>> [int(chunk.data) for chunk in zds.stream_chunks(array).map_batch(model, size=16)]
         [1, 5, 9]
         """
-        check_function(fn, "map_batch", "a batch of chunks")
-        rule = BatchRule(size=size, nbytes=None if bytes is None else _nbytes(bytes))
-        return self._with(stages=(*self._options.stages, MapBatch(fn, rule)))
+        return ChunkStream(batch_mapped(self._options, fn, size=size, nbytes=bytes))
 
     def take(self, n: int) -> ChunkStream:
         """Hand out `n` items and end; where nothing is filtered, exactly `n` chunks are read."""
-        if isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 0:  # type: ignore[redundant-expr]  # a bool is an int
-            raise UsageError(f"take needs a number of items >= 0, got {n!r}")
-        limit = self._options.limit
-        return self._with(limit=n if limit is None else min(limit, n))
+        return ChunkStream(taken(self._options, n))
 
     def reduce(self, reducer: Reducer | Mapping[str, Any] | Iterable[Reducer]) -> ChunkStream[T_co]:
         """Fold the chunks into one answer, on the workers; only partials travel.
@@ -368,49 +287,11 @@ class ChunkStream(Generic[T_co]):
             With one item for each key (``()`` without `group_by`): ``.index`` is the key and
             ``.data`` the answer. `compute` is the short way to it. After `window`, one for each window.
         """
-        self._check_no_target()
-        if self._options.batch is not None or self._options.route is not None:
-            raise UsageError("batches and sinks take items, and a reduction folds them: choose one of them")
-        key = self._options.fold.key if self._options.fold is not None else None
-        window = self._options.fold.window if self._options.fold is not None else None
-        if self._options.fold is not None and not isinstance(self._options.fold.reducer, Ungrouped):
-            raise UsageError("the stream is reduced already")
-        if self._options.limit is not None:
-            raise UsageError("take(...) hands out items, and a reduction folds them: use region= or where= instead")
-        spec, kinds = self._options.spec, self._kinds()
-        reducer = as_reducer(reducer) if kinds is None else each(reducer, kinds)
-        if not any(isinstance(stage, (Map, MapBatch)) for stage in self._options.stages):
-            check_data(reducer, spec.dtype, len(spec.shape))
-        return ChunkStream(dataclasses.replace(self._options, fold=Fold(reducer, key, window)))
-
-    def _kinds(self) -> dict[str, Kind] | None:
-        """Return what is known of the arrays of items that hold several; None where they hold something else."""
-        o = self._options
-        if o.blocks is None or not o.blocks.named or any(not isinstance(s, (Decode, Filter)) for s in o.stages):
-            return None
-        decoded: dict[str, Any] = {}
-        for stage in o.stages:
-            if isinstance(stage, Decode) and isinstance(stage.fn, Decoder):
-                decoded.update(stage.fn.dtypes)
-        dims = o.blocks.dims or ()
-        divided = [axis for axis, (a, b) in enumerate(zip(o.plan.start, o.plan.stop, strict=True)) if b - a > 1]
-        return {
-            name: Kind(
-                decoded.get(name, member.spec.dtype),
-                len(member.axes),
-                tuple(dims[axis] for axis in divided if axis not in member.axes),
-            )
-            for name, member in o.blocks.members
-            if not member.coord
-        }
+        return ChunkStream(reduced(self._options, reducer))
 
     def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream[T_co]:
         """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``."""
-        check_function(key, "group_by", "the grid index")
-        fold = self._options.fold
-        if fold is not None and isinstance(fold.reducer, Ungrouped) and fold.key is None:
-            return ChunkStream(dataclasses.replace(self._options, fold=dataclasses.replace(fold, key=key)))
-        return cast("ChunkStream[T_co]", self._with(fold=Fold(Ungrouped(), key)))
+        return ChunkStream(grouped(self._options, key))
 
     def window(
         self,
@@ -478,25 +359,7 @@ class ChunkStream(Generic[T_co]):
         {(0,): array([20, 21], dtype=int32), (1,): array([22, 23], dtype=int32)}
         """
         o = self._options
-        key = None
-        if o.fold is not None:
-            if not isinstance(o.fold.reducer, Ungrouped) or o.fold.window is not None:
-                raise UsageError("put one .window(...) before .reduce(...)")
-            key = o.fold.key
-        elif o.batch is not None or o.route is not None:
-            raise UsageError("batches and sinks take items, and a reduction folds them: choose one of them")
-        if along is None:
-            if size is not None or step is not None or (every is None and seconds is None):
-                raise UsageError("a window needs along= and size=, or every= chunks, or seconds=")
-            every_ = parse_every(every, seconds, reset)
-            return ChunkStream(dataclasses.replace(o, fold=Fold(Ungrouped(), key, every_)))
-        if every is not None or seconds is not None or reset:
-            raise UsageError("a window lies along axes, or is a trigger (every=, seconds=, reset=): choose one")
-        if o.together:
-            raise UsageError("slices are windows of their own: use stream_chunks(...).window(along=...)")
-        windows = parse_along(o.plan, self.dims, along, size, step)
-        plan = dataclasses.replace(o.plan, where=InWindow(windows, o.plan.where)) if windows.gaps else o.plan
-        return ChunkStream(dataclasses.replace(o, plan=plan, fold=Fold(Ungrouped(), key, windows)))
+        return ChunkStream(windowed(o, along=along, size=size, step=step, every=every, seconds=seconds, reset=reset))
 
     # -- items together -------------------------------------------------------------------------------
 
@@ -540,13 +403,7 @@ class ChunkStream(Generic[T_co]):
         Batch(3 items, closed by size) [(0,), (1,), (2,)]
         Batch(2 items, closed by end) [(3,), (4,)]
         """
-        if size is None and bytes is None and seconds is None:
-            raise UsageError("a batch needs a bound: size=, bytes= or seconds=")
-        most = self._options.limits.nbytes
-        rule = BatchRule(size=size, nbytes=most if bytes is None else min(_nbytes(bytes), most), seconds=seconds)
-        if self._options.fold is not None:
-            raise UsageError("a reduced stream hands out its answers one by one: batch the items before, or no more")
-        return cast("ChunkStream[Batch]", self._with(batch=rule))
+        return ChunkStream(batched(self._options, size=size, nbytes=bytes, seconds=seconds))
 
     def route(self, key: Callable[[Chunk], Any], sinks: Mapping[Any, Callable[[Any], Any]]) -> ChunkStream[T_co]:
         """Send each item to one of several sinks, called on the client.
@@ -588,16 +445,7 @@ class ChunkStream(Generic[T_co]):
         >>> [[chunk.index for chunk in batch] for batch in (*wet, *dry)], report.emitted
         ([[(0,), (2,)], [(1,), (3,)]], 4)
         """
-        check_function(key, "route", "the chunk")
-        if not isinstance(sinks, Mapping) or not sinks:  # type: ignore[redundant-expr]  # callers need not be typed
-            raise UsageError(f"route needs sinks, functions by key, {{name: function}}, got {sinks!r}")
-        for name, sink in sinks.items():
-            check_function(sink, f"the sink {name!r}", "a batch or a chunk")
-        o = self._options
-        if o.fold is not None or o.route is not None:
-            what = "a reduced stream hands out answers" if o.fold is not None else "the items have their sinks"
-            raise UsageError(f"{what}: put one .route(...) at the end of a stream of chunks")
-        return ChunkStream(dataclasses.replace(o, route=Route(key, dict(sinks))))
+        return ChunkStream(routed(self._options, key, sinks))
 
     # -- into an array ------------------------------------------------------------------------------
 
@@ -673,71 +521,32 @@ class ChunkStream(Generic[T_co]):
         >>> bool((zarr.open_array(target)[:] == array[:]).all())
         True
         """
-        o = self._options
-        self._check_no_target()
-        if o.fold is not None or o.batch is not None or o.route is not None:
-            raise UsageError("to_zarr writes items: reduce, group_by, window, batch and route have no place before it")
-        if verify not in (True, False, "read"):
-            raise UsageError(f'verify is True, False or "read", got {verify!r}')
-        if not isinstance(path, str):
-            raise UsageError(f"path is text, the target's place inside the store, got {path!r}")
-        check_kind("storage_options", Mapping, storage_options)
-        with store_errors():
-            layout = lay_out(
-                Items(o.spec, o.plan, o.blocks, o.stages, limited=o.limit is not None),
+        return ChunkStream(
+            written(
+                self._options,
                 target,
                 create,
                 path=path,
                 storage_options=storage_options,
                 overwrite=overwrite,
                 verify=verify,
-                aside=f".zds-{uuid.uuid4().hex[:12] if o.checkpoint is None else o.checkpoint.token}",
-                durable=o.checkpoint is not None,
             )
-            if o.checkpoint is None and not layout.target.exists:
-                layout.target.check_free()
-        if layout.blocks is not o.blocks and layout.blocks is not None:
-            plan = dataclasses.replace(o.plan, grid=layout.blocks.grid)
-            o = dataclasses.replace(o, blocks=layout.blocks, plan=plan)
-        return ChunkStream(dataclasses.replace(o, target=layout.target, sink=layout.sink))
+        )
 
     # -- ways to run it -----------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[T_co]:
-        yield from self._drive(self._new_run(deliver=True))
+        return drive(functools.partial(self._new_run, deliver=True))
 
-    async def __aiter__(self) -> AsyncIterator[T_co]:
-        run = self._new_run(deliver=True)
-        try:
-            steps = run.steps(await run.executor.start_async())
-            reply: Any = None
-            while True:
-                try:
-                    step = steps.send(reply)
-                except StopIteration:
-                    break
-                if isinstance(step, Wait):
-                    reply = await run.executor.wait_async(step.seconds)
-                elif isinstance(step, Call):
-                    reply = await _call_async(step)
-                else:
-                    reply = None
-                    yield cast("T_co", step)
-        except BaseException as error:
-            run.failed(error)
-            raise
-        finally:
-            try:
-                run.end()
-            finally:
-                await run.executor.close_async()
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        return drive_async(functools.partial(self._new_run, deliver=True))
 
     def run(self) -> Report:
         """Drain the stream for its effects and return the report.
 
         Results stay on the workers, unless `route` sends them to sinks.
         """
-        for _ in self._drive(self._new_run(deliver=self._options.route is not None)):
+        for _ in drive(functools.partial(self._new_run, deliver=self._options.route is not None)):
             pass
         return self._report
 
@@ -760,8 +569,7 @@ class ChunkStream(Generic[T_co]):
             raise UsageError("to_delayed() makes one task for each chunk: filter and reduce have no place there")
         if o.batch is not None or o.route is not None or o.sink is not None:
             raise UsageError("to_delayed() makes one task for each chunk: batch, route and to_zarr have no place there")
-        plan = self._options.plan
-        tasks = delayed_chunks(self._work(), plan)
+        tasks = delayed_chunks(work_of(o), o.plan)
         return iter(tasks) if o.limit is None else (task for task, _ in zip(tasks, range(o.limit), strict=False))
 
     # -- ways to share it ---------------------------------------------------------------------------
@@ -969,7 +777,7 @@ class ChunkStream(Generic[T_co]):
 
     def _new_run(self, *, deliver: bool, shared: bool = False, client: Any = None, **stand_ins: Any) -> Run:
         options = self._options if client is None else dataclasses.replace(self._options, client=client)
-        run = Run(options, self._work(discard=not deliver), deliver=deliver, shared=shared, **stand_ins)
+        run = Run(options, work_of(options, discard=not deliver), deliver=deliver, shared=shared, **stand_ins)
         self._report = run.report
         run.pause(paused=self._paused)
         self._runs.add(run)
@@ -979,86 +787,4 @@ class ChunkStream(Generic[T_co]):
 
     def _rehearse(self, executor: Any) -> Iterator[Any]:
         """Iterate on a stand-in for a cluster, in its time; for `zarr_dask_stream.testing.rehearse`."""
-        yield from self._drive(self._new_run(deliver=True, executor=executor, clock=executor.clock))
-
-    def _drive(self, run: Run) -> Generator[Any, None, None]:
-        """Feed the loop from a blocking executor."""
-        try:
-            self._check_sinks()
-            steps = run.steps(run.executor.start())
-            reply: Any = None
-            while True:
-                try:
-                    step = steps.send(reply)
-                except StopIteration:
-                    break
-                if isinstance(step, Wait):
-                    reply = run.executor.wait(step.seconds)
-                elif isinstance(step, Call):
-                    reply = _call(step)
-                else:
-                    reply = None
-                    yield step
-        except BaseException as error:
-            run.failed(error)
-            raise
-        finally:
-            try:
-                run.end()
-            finally:
-                run.executor.close()
-
-    def _check_sinks(self) -> None:
-        route = self._options.route
-        for name, sink in () if route is None else route.sinks.items():
-            if inspect.iscoroutinefunction(sink):
-                raise UsageError(f"the sink {name!r} is a coroutine function: iterate the stream with async for")
-
-    def _work(self, *, discard: bool = False) -> Work:
-        o = self._options
-        return Work(
-            spec=o.spec,
-            box=o.plan.box,
-            missing=o.missing,
-            timeout=o.timeout,
-            fetches=o.requests,
-            hedge=o.hedge,
-            stages=o.stages,
-            fold=o.fold,
-            retry=o.retry,
-            discard=discard,
-            blocks=o.blocks,
-            labels=o.labels,
-            sink=o.sink,
-            fed=o.feed is not None,
-        )
-
-
-def _nbytes(amount: Any) -> int:
-    try:
-        return memory_budget(amount)
-    except UsageError as error:
-        raise UsageError(str(error).replace("max_bytes", "bytes", 1)) from None
-
-
-def _call(call: Call) -> BaseException | None:
-    """Call a sink; return what it raised."""
-    try:
-        call.sink(call.item)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the outcome of these items
-        return error
-    return None
-
-
-async def _call_async(call: Call) -> BaseException | None:
-    """Call a sink where the event loop goes on meanwhile; return what it raised."""
-    try:
-        if inspect.iscoroutinefunction(call.sink):
-            await call.sink(call.item)
-        else:
-            answer = await asyncio.to_thread(call.sink, call.item)
-            if inspect.isawaitable(answer):
-                await answer
-    except Exception as error:  # noqa: BLE001  # as above
-        return error
-    return None
+        return drive(functools.partial(self._new_run, deliver=True, executor=executor, clock=executor.clock))

@@ -41,6 +41,7 @@ from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.task import Work, run_batch
 from zarr_dask_stream.engine.window import Item
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.preparation import work_of
 from zarr_dask_stream.source.selection import decode_numbers, encode_numbers
 from zarr_dask_stream.stream import ChunkStream
 from zarr_dask_stream.watch.report import Report
@@ -397,7 +398,7 @@ def rehearse(
     """
     number = stream._options.plan.grid.number  # noqa: SLF001  # a stream does not show its plan
     place = _RealReads(
-        stream._work(),  # noqa: SLF001  # nor what travels to workers
+        work_of(stream._options),  # noqa: SLF001  # nor what travels to workers
         script={number(index): outcomes for index, outcomes in (script or {}).items()},
         losses={number(index): times for index, times in (losses or {}).items()},
         hangs=[number(index) for index in hangs],
