@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from zarr_dask_stream.engine.cluster import memory_budget
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.opened import Decoder
 from zarr_dask_stream.options import Options, check_kind
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.aligned import recut
 from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
@@ -122,9 +122,10 @@ def batch_mapped(o: Options, fn: Callable[..., Any], *, size: int | None, nbytes
 
 def taken(o: Options, n: Any) -> Options:
     """End after so many items."""
-    if isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 0:
+    count = as_whole(n)
+    if count is None or count < 0:
         raise UsageError(f"take needs a number of items >= 0, got {n!r}")
-    return _with(o, limit=index(n) if o.limit is None else min(o.limit, index(n)))
+    return _with(o, limit=count if o.limit is None else min(o.limit, count))
 
 
 def _staged(o: Options, stage: Stage) -> Options:

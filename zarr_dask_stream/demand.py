@@ -16,13 +16,13 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
-from operator import index
 from types import TracebackType
-from typing import Any, Literal, Self, SupportsIndex, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from zarr_dask_stream.engine.dispatch import Broadcast, Dispatch, OnDemand, Partition
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.run import Run
+from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.stages.transform import check_function
 from zarr_dask_stream.turns import AsyncTurns, ThreadTurns, Turns
@@ -220,13 +220,15 @@ class Producer:
 
 
 def _check_ask(n: Any, timeout: Any) -> tuple[int, float | None]:
-    if isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 1:
+    count = as_whole(n)
+    if count is None or count < 1:
         raise UsageError(f"ask needs a number of items, at least one, got {n!r}")
     if timeout is None:
-        return index(n), None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        return count, None
+    seconds = as_real(timeout)
+    if seconds is None or seconds < 0:
         raise UsageError(f"timeout is seconds, at least 0, or None, got {timeout!r}")
-    return index(n), time.monotonic() + timeout
+    return count, time.monotonic() + seconds
 
 
 def _numbers(chunks: Iterable[Chunk]) -> list[int]:
@@ -326,10 +328,11 @@ class Share:
 
 def share(start: Start, n: Any, how: Any, key: Callable[[Any], Hashable] | None) -> tuple[Share, ...]:
     """Return `n` consumers of one run; see `ChunkStream.share`."""
-    if isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 1:
+    count = as_whole(n)
+    if count is None or count < 1:
         raise UsageError(f"share needs a number of consumers, at least one, got {n!r}")
-    hub = _Hub(start, _dispatch(index(n), how, key), counted=False)
-    return tuple(Share(hub, number) for number in range(index(n)))
+    hub = _Hub(start, _dispatch(count, how, key), counted=False)
+    return tuple(Share(hub, number) for number in range(count))
 
 
 def _dispatch(n: int, how: Any, key: Any) -> Dispatch:
@@ -478,16 +481,17 @@ def _check_consumer(consumer: Any) -> tuple[int, int]:
     name = type(consumer).__name__
     if type(consumer).handle_items is Consumer.handle_items:
         raise UsageError(f"{name} has no handle_items(items): define what is to be done with items")
-    high, low = consumer.max_demand, consumer.min_demand
-    if isinstance(high, bool) or not isinstance(high, SupportsIndex) or index(high) < 1:  # type: ignore[redundant-expr]  # a bool is an int
-        raise UsageError(f"max_demand of {name} is a number of items, at least one, got {high!r}")
-    if low is None:
-        low = index(high) // 2
-    if isinstance(low, bool) or not isinstance(low, SupportsIndex) or not 0 <= index(low) < index(high):  # type: ignore[redundant-expr]  # a bool is an int
-        raise UsageError(f"min_demand of {name} is a number of items from 0 to below max_demand={high}, got {low!r}")
+    high = as_whole(consumer.max_demand)
+    if high is None or high < 1:
+        raise UsageError(f"max_demand of {name} is a number of items, at least one, got {consumer.max_demand!r}")
+    low = high // 2 if consumer.min_demand is None else as_whole(consumer.min_demand)
+    if low is None or not 0 <= low < high:
+        raise UsageError(
+            f"min_demand of {name} is a number of items from 0 to below max_demand={high}, got {consumer.min_demand!r}"
+        )
     if consumer.on_error not in ("raise", "skip"):
         raise UsageError(f'on_error of {name} is "raise" or "skip", got {consumer.on_error!r}')
-    return index(high), index(low)
+    return high, low
 
 
 def _feedings(consumers: Sequence[Any]) -> list[_Feeding]:

@@ -10,14 +10,14 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from operator import index
-from typing import Any, Self, SupportsIndex, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
 from zarr_dask_stream.engine.cluster import memory_budget
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.sampling import Samples
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.shuffle import Slot, key_of, shuffled
 from zarr_dask_stream.stages.samples import Mixer
@@ -419,9 +419,9 @@ class _Epoch:
 
 def _whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
     """Return a whole number within bounds, or say what was expected."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    number = as_whole(value)
+    if number is None:
         raise UsageError(f"{name} is a whole number, got {value!r}")
-    number = index(value)
     if number < least or (most is not None and number > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{name} must be {bounds}, got {number}")

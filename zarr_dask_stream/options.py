@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from operator import index
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 from zarr_dask_stream.engine.checkpoint import Checkpoint
 from zarr_dask_stream.engine.cluster import check_client, memory_budget
@@ -16,6 +15,7 @@ from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.engine.window import WindowLimits
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.hedging import Hedge
@@ -133,11 +133,9 @@ def run_options(
     return {
         "missing": missing,
         "ordered": ordered,
-        "limits": WindowLimits(
-            chunks=None if concurrency is None else index(concurrency), nbytes=memory_budget(max_bytes)
-        ),
+        "limits": WindowLimits(chunks=as_whole(concurrency), nbytes=memory_budget(max_bytes)),
         "retry": retry if retry is not None else RetryPolicy(),
-        "timeout": timeout,
+        "timeout": as_real(timeout),
         "on_error": on_error,
         "checkpoint": ledger,
         "progress": progress,
@@ -148,7 +146,7 @@ def run_options(
 
 def check_count(name: str, of: str, value: Any) -> None:
     """Refuse what is neither a positive whole number nor None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1):
+    if value is not None and (as_whole(value) or 0) < 1:
         raise UsageError(f"{name} is a number of {of}, at least one, or None, got {value!r}")
 
 
@@ -160,7 +158,7 @@ def check_kind(name: str, kind: type, value: Any) -> None:
 
 def _check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> None:
     """Refuse words and values that mean nothing here."""
-    if missing not in ("fill", "skip", "raise"):
+    if not (isinstance(missing, str) and missing in ("fill", "skip", "raise")):
         raise UsageError(f'missing must be "fill", "skip" or "raise", got {missing!r}')
     if not isinstance(ordered, bool):
         raise UsageError(f"ordered must be True or False, got {ordered!r}")
@@ -168,7 +166,7 @@ def _check_choices(missing: Any, ordered: Any, progress: Any, on_error: Any) -> 
         raise UsageError(f"progress must be True, False or a function of (done, total), got {progress!r}")
     if callable(progress):
         check_function(progress, "progress", "done and total", arguments=2)
-    if not callable(on_error) and on_error not in ("raise", "skip"):
+    if not callable(on_error) and not (isinstance(on_error, str) and on_error in ("raise", "skip")):
         raise UsageError(f'on_error must be "raise", "skip" or a function of a DeadLetter, got {on_error!r}')
 
 
@@ -176,7 +174,7 @@ def _check_timeout(timeout: Any) -> None:
     """Refuse what is neither seconds nor None."""
     if timeout is None:
         return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+    if (as_real(timeout) or 0.0) <= 0:
         raise UsageError(f"timeout is seconds greater than 0, or None, got {timeout!r}")
 
 

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.opened import Decoder
 from zarr_dask_stream.options import Options
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks, Member, axis_number
 from zarr_dask_stream.source.grid import ChunkGrid
@@ -208,8 +209,9 @@ def _axis(axis: Any, o: Options) -> int:
         return axis_number(axis, o.spec, "axis")
     if isinstance(axis, str) and axis in dims:
         return dims.index(axis)
-    if isinstance(axis, SupportsIndex) and not isinstance(axis, bool) and -len(dims) <= index(axis) < len(dims):
-        return index(axis) % len(dims)
+    number = as_whole(axis)
+    if number is not None and -len(dims) <= number < len(dims):
+        return number % len(dims)
     raise UsageError(f"axis names axis {axis!r}, and the items have axes 0 to {len(dims) - 1} called {_list(dims)}")
 
 

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from zarr_dask_stream.chunks import stream_chunks
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.blocks import Blocks, axis_number
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 from zarr_dask_stream.stream import ChunkStream
@@ -151,6 +151,7 @@ def stream_slices(
 
 
 def _whole(name: str, given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, SupportsIndex):
+    number = as_whole(given)
+    if number is None:
         raise UsageError(f"{name} is a whole number or None, got {given!r}")
-    return index(given)
+    return number

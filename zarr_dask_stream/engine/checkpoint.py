@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.errors import StoreError, UsageError
+from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 
 __all__ = ["Checkpoint", "Completed", "Ledger", "decode_value", "encode_value", "fingerprint", "identity"]
@@ -337,8 +338,13 @@ class Checkpoint:
         # Callers need not be typed.
         if not isinstance(self.url, (str, os.PathLike)) or not os.fspath(self.url):  # type: ignore[redundant-expr]
             raise UsageError(f"checkpoint is the URL or path of a ledger, got {self.url!r}")
-        if self.every_chunks < 1 or not self.every_s > 0:
-            raise UsageError("checkpoint: every_chunks and every_s must be greater than 0")
+        if (as_whole(self.every_chunks) or 0) < 1 or (as_real(self.every_s) or 0.0) <= 0:
+            raise UsageError(
+                "checkpoint: every_chunks is a number of chunks and every_s of seconds, both greater than 0, got "
+                f"{self.every_chunks!r} and {self.every_s!r}"
+            )
+        if not isinstance(self.storage_options, Mapping):
+            raise UsageError(f"checkpoint: storage_options is a mapping, got a {type(self.storage_options).__name__}")
 
 
 class _Place(Protocol):

@@ -7,8 +7,7 @@ bounded by the credit of the run: an item is asked for when there is credit for 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import index as whole_number
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from zarr_dask_stream.engine.checkpoint import Completed
 from zarr_dask_stream.engine.events import Batch, ChunkDeadLettered, ChunksEmitted, ChunksFiltered, Notice
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import Region
@@ -116,9 +116,9 @@ class Feed:
             raise UsageError(f"{where!r} names {len(parts)} axes, and {self._what} has {self._grid.ndim}")
         if all(isinstance(part, slice) for part in parts) and parts:
             return tuple(self._axis(part, axis) for axis, part in enumerate(parts))
-        if not all(isinstance(part, SupportsIndex) and not isinstance(part, bool) for part in parts):
+        index = tuple(number for number in map(as_whole, parts) if number is not None)
+        if len(index) < len(parts):
             raise UsageError(f"a place is a grid index (whole numbers) or a region (slices), got {where!r}")
-        index = tuple(map(whole_number, parts))
         try:
             self._grid.number(index)
         except IndexError:

@@ -21,6 +21,7 @@ from zarr_dask_stream.errors import (
     StoreNotVisibleError,
     UsageError,
 )
+from zarr_dask_stream.scalars import as_real, as_whole
 
 __all__ = ["Breaker", "GiveUp", "RetryAfter", "RetryPolicy", "classify"]
 
@@ -241,17 +242,22 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("attempts", "corrupt_attempts", "worker_budget"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            count = as_whole(value)
+            if count is None or count < 1:
                 raise UsageError(f"RetryPolicy: {name} must be an integer of at least 1, got {value!r}")
+            object.__setattr__(self, name, count)
         for name, least, most, what in _BOUNDS:
             number: Any = getattr(self, name)
             if number is None and name in ("timeout", "breaker"):
                 continue
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number <= most:
+            real = as_real(number)
+            if real is None or not least <= real <= most:
                 raise UsageError(f"RetryPolicy: {name} {what}, got {number!r}")
-        budget: Any = self.budget
-        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
+            object.__setattr__(self, name, real)
+        budget = as_whole(self.budget)
+        if self.budget is not None and (budget is None or budget < 0):
             raise UsageError(f"RetryPolicy: budget is a number of retries >= 0, or None, got {self.budget!r}")
+        object.__setattr__(self, "budget", budget)
         if not self._on_is_usable:
             raise UsageError(f"RetryPolicy: on must be exception classes or a predicate, got {self.on!r}")
 

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_real
 
 __all__ = ["RateLimit", "Throttle"]
 
@@ -60,8 +61,11 @@ class RateLimit:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            number = as_real(value)
+            if number is None or not 0 < number < math.inf:
                 raise UsageError(f"RateLimit: {name} must be a number greater than 0, got {value!r}")
+            if not isinstance(value, (int, float)):  # NumPy's: a plain one goes into reports and over the network
+                object.__setattr__(self, name, number)
 
     @property
     def requests_per_s(self) -> float:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks, Member, common_chunks
 from zarr_dask_stream.source.grid import ChunkGrid, Region
@@ -166,13 +166,13 @@ def _asked(chunks: Any, lengths: Mapping[str, int]) -> dict[str, int]:
 
 
 def _length(dim: str, length: Any, n: int) -> int:
-    whole = not isinstance(length, bool) and isinstance(length, SupportsIndex)
-    if not whole or not (index(length) >= 1 or index(length) == -1):
+    number = as_whole(length)
+    if number is None or not (number >= 1 or number == -1):
         raise UsageError(
             f"chunks along {dim!r} is a number of elements, -1 for all or None for the common multiple of the "
             f"arrays' chunks, got {length!r}"
         )
-    return max(n, 1) if index(length) == -1 else min(index(length), max(n, 1))
+    return max(n, 1) if number == -1 else min(number, max(n, 1))
 
 
 def check_spanned(blocks: Blocks, box: Region) -> None:

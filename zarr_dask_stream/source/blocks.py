@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 from zarr_dask_stream.source.halo import Halo, Segment, no_halo
@@ -201,13 +201,13 @@ def parse_chunks(chunks: Any, spec: ArraySpec) -> Index:
 
 
 def _length(length: Any, n: int, axis: int) -> int:
-    whole = not isinstance(length, bool) and isinstance(length, SupportsIndex)
-    if not whole or not (index(length) >= 1 or index(length) == -1):
+    number = as_whole(length)
+    if number is None or not (number >= 1 or number == -1):
         raise UsageError(
             f"chunks along axis {axis} is a number of elements, -1 for the whole axis or None to keep the stored "
             f"length, got {length!r}"
         )
-    return max(n, 1) if index(length) == -1 else min(index(length), max(n, 1))
+    return max(n, 1) if number == -1 else min(number, max(n, 1))
 
 
 def axis_number(axis: Any, spec: ArraySpec, what: str) -> int:
@@ -221,8 +221,9 @@ def axis_number(axis: Any, spec: ArraySpec, what: str) -> int:
     ndim, names = len(spec.shape), spec.dimension_names
     if isinstance(axis, str) and names is not None and axis in names:
         return names.index(axis)
-    if not isinstance(axis, (str, bool)) and isinstance(axis, SupportsIndex) and -ndim <= index(axis) < ndim:
-        return index(axis) % ndim
+    number = as_whole(axis)
+    if number is not None and -ndim <= number < ndim:
+        return number % ndim
     called = "without names" if names is None or not any(names) else f"called {', '.join(map(repr, names))}"
     raise UsageError(f"{what} names axis {axis!r}, and the array has axes 0 to {ndim - 1} {called}")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.grid import Region
 
 __all__ = ["Boundary", "Halo", "Segment", "no_halo", "parse_halo"]
@@ -152,9 +152,10 @@ def _by_axis(given: Any, default: Any, ndim: int, what: str) -> list[Any]:
     if isinstance(given, Mapping):
         full = [default] * ndim
         for axis, one in given.items():
-            if isinstance(axis, bool) or not isinstance(axis, SupportsIndex) or not -ndim <= index(axis) < ndim:
+            number = as_whole(axis)
+            if number is None or not -ndim <= number < ndim:
                 raise UsageError(f"halo: {what} names axis {axis!r}, and the array has axes 0 to {ndim - 1}")
-            full[index(axis)] = one
+            full[number] = one
         return full
     if isinstance(given, (tuple, list)):
         if len(given) != ndim:
@@ -167,10 +168,10 @@ def _by_axis(given: Any, default: Any, ndim: int, what: str) -> list[Any]:
 
 
 def _pair(depth: Any, axis: int) -> tuple[int, int]:
-    pair = depth if isinstance(depth, (tuple, list)) else (depth, depth)
-    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, SupportsIndex) or index(n) < 0 for n in pair):
+    pair = [as_whole(one) for one in (depth if isinstance(depth, (tuple, list)) else (depth, depth))]
+    if len(pair) != 2 or pair[0] is None or pair[1] is None or min(pair[0], pair[1]) < 0:
         raise UsageError(f"halo: depth along axis {axis} is a number of elements >= 0, or two, got {depth!r}")
-    return index(pair[0]), index(pair[1])
+    return pair[0], pair[1]
 
 
 def _boundary(boundary: Any, dtype: np.dtype[Any]) -> Boundary:

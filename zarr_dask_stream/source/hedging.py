@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_real
 
 __all__ = ["Hedge", "Stragglers"]
 
@@ -54,6 +55,11 @@ class Hedge:
     budget: float = 0.05
 
     def __post_init__(self) -> None:
+        for name in ("quantile", "factor", "min_s", "budget"):
+            value = as_real(getattr(self, name))
+            if value is None:
+                raise UsageError(f"Hedge: {name} is a number, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, value)
         if not 0 < self.quantile < 1:
             raise UsageError(f"Hedge: quantile lies between 0 and 1, got {self.quantile!r}")
         if not self.factor >= 1:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import EllipsisType
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 from zarr_dask_stream.source.halo import Halo
 from zarr_dask_stream.source.labels import Labels
@@ -83,12 +83,9 @@ def _parse_axis(entry: object, length: int, axis: int) -> slice:
     where = f"axis {axis} of the region (length {length})"
     if isinstance(entry, slice):
         return _parse_slice(entry, length, where)
-    if isinstance(entry, bool) or not isinstance(entry, SupportsIndex):
+    position = as_whole(entry)
+    if position is None:
         raise UsageError(f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}")
-    try:
-        position = operator.index(entry)
-    except TypeError:  # an array has the method and refuses
-        raise UsageError(f"{where} must be an integer, a slice or an Ellipsis, got {entry!r}") from None
     if not -length <= position < length:
         raise UsageError(f"{where}: index {position} is outside the array")
     position %= length

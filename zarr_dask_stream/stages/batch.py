@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from operator import index
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.chunk import Chunk
 
 __all__ = ["Batch", "BatchRule", "Batches", "MapBatch", "Route", "Trigger", "is_ctrl_c", "nbytes_of"]
@@ -94,12 +94,10 @@ class BatchRule:
 
     def __post_init__(self) -> None:
         for name, value in (("size", self.size), ("bytes", self.nbytes)):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1  # type: ignore[redundant-expr]  # callers need not be typed
-            ):
+            if value is not None and (as_whole(value) or 0) < 1:
                 raise UsageError(f"{name} of a batch is a whole number, at least 1, got {value!r}")
         s = self.seconds
-        if s is not None and (isinstance(s, bool) or not isinstance(s, (int, float)) or not s > 0):  # type: ignore[redundant-expr]
+        if s is not None and (as_real(s) or 0.0) <= 0:
             raise UsageError(f"seconds of a batch is a number greater than 0, got {s!r}")
         if self.size is None and self.nbytes is None and s is None:
             raise UsageError("a batch needs a bound: size=, bytes= or seconds=")

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import zarr
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.array import ArraySpec
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.grid import Index
@@ -154,8 +154,7 @@ def as_lengths(chunks: Any) -> tuple[int | None, ...] | int | None:
     """Return what a caller says of the shape of a function's result, or refuse what is none."""
     several = isinstance(chunks, (tuple, list))
     for one in chunks if several else (chunks,):
-        whole = not isinstance(one, bool) and isinstance(one, SupportsIndex)
-        if one is not None and (not whole or index(one) < 1):
+        if one is not None and (as_whole(one) or 0) < 1:
             raise UsageError(
                 "chunks is the shape that a function makes of a full chunk: lengths from 1, None where it stays, got "
                 f"{chunks!r}"

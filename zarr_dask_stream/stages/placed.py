@@ -70,8 +70,8 @@ class Statistic(Reducer):
 
     def __init__(self, axis: Axis = None, *, skipna: bool = True, placed: bool = False) -> None:
         self.axis = _checked_axis(self.name, axis)
-        self.skipna = bool(skipna)
-        self.placed = bool(placed)
+        self.skipna = _checked_switch(self.name, "skipna", skipna)
+        self.placed = _checked_switch(self.name, "placed", placed)
         if self.placed and self.axis is None:
             raise UsageError(f"{self.name}: placed=True needs axis=, because without it there is only one number")
 
@@ -226,6 +226,12 @@ class Statistic(Reducer):
         for place, array in zip(places, arrays, strict=True):
             out[place] = array
         return narrowed(out) if dtype.kind == "O" else out
+
+
+def _checked_switch(name: str, what: str, given: object) -> bool:
+    if not isinstance(given, (bool, np.bool_)):
+        raise UsageError(f"{name}: {what} is True or False, got {given!r}")
+    return bool(given)
 
 
 def _checked_axis(name: str, axis: Axis) -> Axes:

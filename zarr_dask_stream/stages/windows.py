@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.chunk import Chunk, Variables
 from zarr_dask_stream.source.grid import ChunkGrid, Index, Region
 from zarr_dask_stream.source.selection import ChunkPlan
@@ -402,9 +402,9 @@ def _axis(one: Any, names: Sequence[str | None] | None, ndim: int) -> int:
             known = "none" if not names else ", ".join(repr(name) for name in names if name is not None)
             raise UsageError(f"window: the array has no dimension {one!r}; its dimension names: {known}")
         return list(names).index(one)
-    if isinstance(one, bool) or not isinstance(one, SupportsIndex):
+    axis = as_whole(one)
+    if axis is None:
         raise UsageError(f"window: along is an axis (a number or a dimension name) or several, got {one!r}")
-    axis = index(one)
     if not -ndim <= axis < ndim:
         raise UsageError(f"window: along={axis} is not an axis of an array with {ndim}")
     return axis % ndim
@@ -414,20 +414,21 @@ def _lengths(name: str, value: Any, count: int) -> tuple[int, ...]:
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,) * count
     if len(given) != count:
         raise UsageError(f"window: {name} is one number of elements, or one for each of {count} axes, got {value!r}")
+    lengths = []
     for one in given:
-        if isinstance(one, bool) or not isinstance(one, SupportsIndex) or index(one) < 1:
+        length = as_whole(one)
+        if length is None or length < 1:
             raise UsageError(f"window: {name} is a number of elements, at least 1, got {one!r}")
-    return tuple(index(one) for one in given)
+        lengths.append(length)
+    return tuple(lengths)
 
 
 def parse_every(every: Any, seconds: Any, reset: Any) -> Every:
     """Check what was asked for, and return the trigger; raises UsageError."""
-    if every is not None and (isinstance(every, bool) or not isinstance(every, SupportsIndex) or index(every) < 1):
+    if every is not None and (as_whole(every) or 0) < 1:
         raise UsageError(f"window: every is a number of chunks, at least 1, got {every!r}")
-    if seconds is not None and (
-        isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf
-    ):
+    if seconds is not None and not 0 < (as_real(seconds) or 0.0) < math.inf:
         raise UsageError(f"window: seconds is a number greater than 0, got {seconds!r}")
     if not isinstance(reset, bool):
         raise UsageError(f"window: reset is True or False, got {reset!r}")
-    return Every(None if every is None else index(every), seconds, reset)
+    return Every(as_whole(every), as_real(seconds), reset)
