@@ -37,7 +37,7 @@ class Slow(RemoteBytes):
         loop: asyncio.AbstractEventLoop = get_loop()
         return loop
 
-    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+    async def _read(self, key: str, start: int | None, stop: int | None, most: int | None) -> bytes | None:
         return self.values.get(key)
 
     async def _write(self, key: str, data: bytes) -> str | None:

@@ -62,6 +62,8 @@ _LOOSE_ITEM_BYTES = 64
 _MAX_NAMES = 12
 #: Each codec may make its input somewhat longer; that many can't make a bomb of it.
 _MAX_CODECS = 16
+#: Their index takes 256 MiB.
+_MAX_PER_SHARD = 1 << 24
 _quiet = ForkedLock()
 
 
@@ -335,6 +337,7 @@ def interpret(spec: StoreSpec, path: str, node: Node, attributes: dict[str, Any]
     try:
         array, _ = zarr_array(ones, node.zarr_format)
         _check_item(array.dtype, array.chunks, where)
+        _check_shard(array.chunks, array.shards, where)
         # With the dtype: text without axes comes as a scalar, which knows no length but its own.
         sample = np.asarray(array[...], array.dtype)
     except MetadataError:
@@ -376,6 +379,14 @@ def _check_item(dtype: np.dtype[Any], chunks: Sequence[int], where: str) -> None
         raise MetadataError(
             f"{where}: one chunk of shape {tuple(chunks)} and dtype {dtype} would take {size:.3g} bytes; "
             "the metadata are damaged, or the array must be rewritten in smaller chunks"
+        )
+
+
+def _check_shard(chunks: Sequence[int], shards: Sequence[int] | None, where: str) -> None:
+    if shards is not None and math.prod(shards) // math.prod(chunks) > _MAX_PER_SHARD:
+        raise MetadataError(
+            f"{where}: a shard of {math.prod(shards) // math.prod(chunks):,} chunks, and the index of at most "
+            f"{_MAX_PER_SHARD:,} is read; the metadata are damaged, or the array must be rewritten in smaller shards"
         )
 
 

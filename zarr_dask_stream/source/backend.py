@@ -12,16 +12,16 @@ import asyncio
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from random import random
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
-from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
+from zarr_dask_stream.errors import CorruptChunkError, StoreError, StoreNotFoundError, UsageError
 from zarr_dask_stream.source.secret import builtin_error, service_code
 
-__all__ = ["ByteStore", "RemoteBytes", "check_key"]
+__all__ = ["ByteStore", "RemoteBytes", "TooLongError", "check_key", "collect"]
 
 T = TypeVar("T")
 
@@ -37,6 +37,34 @@ _PASSING = frozenset({
 # How stores answer who asks for what lies behind the end of a value; some can't put it in words.
 _OUT_OF_RANGE = frozenset({errno.EINVAL, errno.EIO, errno.EREMOTEIO})
 _LOT = 1000  # keys that are removed with one call
+_PART_BYTES = 1 << 20  # asked for at once of a body that comes in parts
+
+
+class TooLongError(CorruptChunkError):
+    """More is stored under a key than what is looked for there could take; it was not read to its end.
+
+    Parameters
+    ----------
+    key : str
+        Where.
+    nbytes : int or None
+        Stored bytes; None where the store does not tell, and more than `most` came.
+    most : int
+        Bytes that are expected at most.
+
+    Examples
+    --------
+    >>> print(TooLongError("c/0", 1 << 40, 1_129_000))
+    c/0 has 1,099,511,627,776 bytes, and what is looked for there takes at most 1,129,000
+    """
+
+    def __init__(self, key: str, nbytes: int | None, most: int) -> None:
+        super().__init__(key, nbytes, most)
+        self.key, self.nbytes, self.most = key, nbytes, most
+
+    def __str__(self) -> str:
+        got = f"more than {self.most:,} bytes" if self.nbytes is None else f"{self.nbytes:,} bytes"
+        return f"{self.key} has {got}, and what is looked for there takes at most {self.most:,}"
 
 
 def check_key(key: str) -> str:
@@ -78,13 +106,22 @@ class ByteStore(ABC):
     def get(self, key: str) -> bytes | None:
         """Return the whole value of `key`, or None where the key is not there."""
 
-    def get_buffer(self, key: str) -> bytes | memoryview | None:
-        """Return a chunk's whole value like `get`, where possible in memory that the caller may write to."""
-        return self.get(key)
+    def get_buffer(self, key: str, most: int) -> bytes | memoryview | None:
+        """Return a chunk's whole value like `get`, where possible in memory that the caller may write to.
 
-    def borrow(self) -> Callable[[str], bytes | memoryview | None]:
-        """Return a function like `get` for one thread, whose answer may be overwritten by its next call."""
-        return self.get
+        Raises
+        ------
+        TooLongError
+            If it has more than `most` bytes; those are not read.
+        """
+        data = self.get(key)
+        if data is not None and len(data) > most:
+            raise TooLongError(key, len(data), most)
+        return data
+
+    def borrow(self, most: int) -> Callable[[str], bytes | memoryview | None]:
+        """Return a function like `get_buffer` for one thread, whose answer may be overwritten by its next call."""
+        return lambda key: self.get_buffer(key, most)
 
     def borrow_range(self) -> Callable[[str, int, int], bytes | memoryview | None]:
         """Return a function like `get_range` for one thread, whose answer may be overwritten by its next call."""
@@ -192,8 +229,12 @@ class RemoteBytes(ByteStore):
         """The running loop, in a thread of its own, on which `fetch` must be awaited."""
 
     @abstractmethod
-    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
-        """Read ``start:stop`` of `key`; a negative start with no stop means the last bytes."""
+    async def _read(self, key: str, start: int | None, stop: int | None, most: int | None) -> bytes | None:
+        """Read ``start:stop`` of `key`; a negative start with no stop means the last bytes.
+
+        Of a whole value of more than `most` bytes, no more is read than it takes to find that out; then `TooLongError`
+        is raised, or more than `most` bytes are returned.
+        """
 
     @abstractmethod
     async def _list(self, prefix: str) -> list[str]: ...
@@ -201,18 +242,24 @@ class RemoteBytes(ByteStore):
     @abstractmethod
     async def _dir(self, prefix: str) -> tuple[list[str], list[str]]: ...
 
-    async def fetch(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+    async def fetch(
+        self, key: str, start: int | None = None, stop: int | None = None, most: int | None = None
+    ) -> bytes | None:
         """Read `key`, or ``start:stop`` of it, or with a negative `start` and no `stop` its last bytes.
 
         Raises
         ------
         OSError
             For whatever is not "this key is not there".
+        TooLongError
+            If a whole value has more than `most` bytes; it is not read to its end.
         """
         check_key(key)
+        if start is not None and stop is not None and stop <= start:
+            return b""  # what can't be asked for in the words of HTTP
         problem: OSError
         try:
-            data = await self._read(key, start, stop)
+            data = await self._read(key, start, stop, most)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  # client libraries raise anything; none may be lost
@@ -220,7 +267,11 @@ class RemoteBytes(ByteStore):
                 return None
             problem = builtin_error(error, f"reading {key} of {self.url}", self._secrets)
         else:
-            return data if data is None or start is None else _trim(data, start, stop)
+            if data is None or start is not None:
+                return data if data is None or start is None else _trim(data, start, stop)
+            if most is not None and len(data) > most:
+                raise TooLongError(key, None, most)
+            return data
         # Outside the handler: no context, which could hold a request with credentials in it.
         raise problem
 
@@ -230,7 +281,7 @@ class RemoteBytes(ByteStore):
 
     async def _size(self, key: str) -> int | None:
         """Return the length of a value; may raise where it is not there."""
-        data = await self._read(key, None, None)
+        data = await self._read(key, None, None, None)
         return None if data is None else len(data)
 
     async def _delete(self, keys: list[str]) -> None:  # noqa: ARG002  # for those that can be written to
@@ -260,7 +311,7 @@ class RemoteBytes(ByteStore):
         try:
             tag = await self._write(key, data)
             if compare:
-                wrong = "" if await self._read(key, None, None) == data else "other bytes are read than were sent"
+                wrong = "" if await self._read(key, None, None, None) == data else "other bytes are read than were sent"
             elif not verify or (digest and tag is not None and tag.strip('"') == digest):
                 wrong = ""
             else:
@@ -386,6 +437,30 @@ class RemoteBytes(ByteStore):
     def list_dir(self, prefix: str) -> tuple[list[str], list[str]]:
         """Return the folders and the keys directly below `prefix`."""
         return self.call(self._dir(check_key(prefix.strip("/"))), f"listing {self.url}")
+
+
+async def collect(read: Callable[[int], Awaitable[bytes]], most: int | None) -> bytes:
+    """Read a body in parts to its end, or until more than `most` bytes are here.
+
+    Examples
+    --------
+    >>> import io
+    >>> def body(nbytes):
+    ...     file = io.BytesIO(bytes(nbytes))
+    ...     async def read(count):
+    ...         return file.read(count)
+    ...     return read
+    >>> len(asyncio.run(collect(body(10**7), most=None))), len(asyncio.run(collect(body(10**7), most=99)))
+    (10000000, 100)
+    """
+    parts, length = [], 0
+    while most is None or length <= most:
+        part = await read(_PART_BYTES if most is None else min(_PART_BYTES, most + 1 - length))
+        if not part:
+            break
+        parts.append(part)
+        length += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 _ABSENT_CODES = frozenset({"404", "NoSuchKey", "NoSuchVersion"})

@@ -36,6 +36,7 @@ __all__ = [
     "compile_fallback",
     "compile_index",
     "makes_new_memory",
+    "most_stored_nbytes",
     "need_plain",
     "numcodecs_name",
     "stored_order",
@@ -47,10 +48,21 @@ Decode = Callable[[Buffer], Array]
 
 #: What the decoded bytes of elements of varying length may come to, before it counts as a bomb.
 _LOOSE_LIMIT_BYTES = 1 << 28
+#: What is stored of one chunk of such elements, encoded or not.
+_LOOSE_STORED_BYTES = 1 << 29
 #: The same for elements of one length, which codecs not known here may still have made a little longer.
 _LEAST_LIMIT_BYTES = 1 << 16
 _LOOSE_FACTOR = 16
 _MAX_COMPILED = 64
+#: How many times as long as the decoded chunk the stored one may be, and by how many bytes more. Where nothing can be
+#: gained, compressors add a few per cent; twice as much is left for writers that flush after every few bytes.
+_STORED_FACTOR = 2
+_STORED_HEADER_BYTES = 64
+_STORED_SLACK_BYTES = 1 << 20
+#: The same where the chain has codecs that may widen elements, or are not known here: a shard within a shard has twenty
+#: bytes of index for each element, and a compressor's header, at its worst.
+_WIDENED_FACTOR = 64
+_KEEP_WIDTH = frozenset({*BYTES_CODECS, "bytes", "transpose", "bitround", "packbits"})
 #: What libraries raise for a configuration that is not as they expect it.
 _NONSENSE = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
 
@@ -118,8 +130,31 @@ def makes_new_memory(spec: ArraySpec) -> bool:
     ... ]
     [True, False]
     """
-    codecs = [codec["id"] for codec in spec.codecs] if spec.zarr_format == 2 else [c["name"] for c in _chain_of(spec)]
-    return any(str(name).removeprefix("numcodecs.") in COMPRESSORS for name in codecs)
+    return any(str(name).removeprefix("numcodecs.") in COMPRESSORS for name in _names_of(spec))
+
+
+def most_stored_nbytes(spec: ArraySpec, chunks: int = 1) -> int:
+    """Return a bound on the stored length of so many chunks together, bytes: what is longer can't be what it should be.
+
+    It is generous, because all that is asked of it is to end reads that would fill the memory: whatever a writer makes
+    of data that can't be compressed stays below.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from zarr_dask_stream.source.array import open_array
+    >>> array = zarr.create_array({}, shape=(200, 200), chunks=(100, 100), dtype="f4")
+    >>> most_stored_nbytes(open_array(array))
+    1128640
+    """
+    names = {str(name).removeprefix("numcodecs.") for name in _names_of(spec)}
+    factor = _STORED_FACTOR if names <= _KEEP_WIDTH else _WIDENED_FACTOR
+    nbytes = chunks * (factor * spec.chunk_nbytes + _STORED_HEADER_BYTES) + _STORED_SLACK_BYTES
+    return max(nbytes, _LOOSE_STORED_BYTES) if spec.dtype.kind in "OT" else nbytes
+
+
+def _names_of(spec: ArraySpec) -> list[Any]:
+    return [codec["id"] for codec in spec.codecs] if spec.zarr_format == 2 else [c["name"] for c in _chain_of(spec)]
 
 
 def _cached(spec: ArraySpec, *, compiled: bool) -> Decode:

@@ -38,13 +38,17 @@ _QUEUED = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A key, or a part of one: ``start:stop``, or with a negative `start` and no `stop` its last bytes."""
+    """A key, or a part of one: ``start:stop``, or with a negative `start` and no `stop` its last bytes.
+
+    A whole value of more than `most` bytes is not read to its end.
+    """
 
     tag: Any
     key: str
     start: int | None = None
     stop: int | None = None
     cost_bytes: int = 0
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ class Fetcher:
                 if self._stragglers.on:
                     data, hedged = await self._hedge(request)
                 else:
-                    data = await self._store.fetch(request.key, request.start, request.stop)
+                    data = await self._store.fetch(request.key, request.start, request.stop, request.most)
         except TimeoutError:
             text = f"reading {request.key} of {self._store.url} took longer than {self._timeout} s"
             error = TimeoutError(errno.ETIMEDOUT, text)
@@ -235,7 +239,7 @@ class Fetcher:
                 copy.cancel()
 
     def _copy(self, request: Request) -> asyncio.Task[bytes | None]:
-        copy = self._loop.create_task(self._store.fetch(request.key, request.start, request.stop))
+        copy = self._loop.create_task(self._store.fetch(request.key, request.start, request.stop, request.most))
         copy.add_done_callback(_forgive)
         return copy
 

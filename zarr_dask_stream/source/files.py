@@ -21,7 +21,7 @@ import numpy as np
 from zarr.buffer import cpu
 
 from zarr_dask_stream.errors import StoreError, StoreNotFoundError, UsageError
-from zarr_dask_stream.source.backend import ByteStore, check_key
+from zarr_dask_stream.source.backend import ByteStore, TooLongError, check_key
 from zarr_dask_stream.source.memory import lend
 
 __all__ = ["Keyed", "LocalFiles", "MappingBytes", "ZipEntries"]
@@ -30,6 +30,8 @@ _FIRST_READ_BYTES = 1 << 16
 _MAX_HINT_BYTES = 1 << 25
 # Files up to this size are read in one call, without asking for their length.
 _SMALL_BYTES = 1 << 18
+# Zip entries up to this size are inflated whole, so that their checksum is checked, for a part of them.
+_CHECKED_BYTES = 1 << 25
 # O_NONBLOCK: a FIFO in place of a chunk must not hang the worker. No effect on regular files.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _PREFIX = ".zds-"  # of files that are not whole yet: no chunk and no document is called so
@@ -84,6 +86,9 @@ class LocalFiles(ByteStore):
 
     def get(self, key: str) -> bytes | None:
         """Return the whole file."""
+        return self._get(key, None)
+
+    def _get(self, key: str, most: int | None) -> bytes | None:
         fd = self._open(key)
         if fd is None:
             return None
@@ -91,7 +96,7 @@ class LocalFiles(ByteStore):
             # One call for a file no longer than those before it: a regular file is read short only at its end.
             hint = self._hint
             data = os.read(fd, hint)
-            return data if len(data) < hint else self._read_rest(fd, data)
+            return data if len(data) < hint else self._read_rest(fd, data, key, most)
         finally:
             os.close(fd)
 
@@ -112,16 +117,19 @@ class LocalFiles(ByteStore):
         finally:
             os.close(fd)
 
-    def get_buffer(self, key: str) -> bytes | memoryview | None:
+    def get_buffer(self, key: str, most: int) -> bytes | memoryview | None:
         """Return the whole file; a large one in memory that can become the chunk's array as it is."""
         if self._hint <= _SMALL_BYTES:
-            return self.get(key)
+            return self._get(key, most)
         fd = self._open(key)
         if fd is None:
             return None
         try:
+            size = os.fstat(fd).st_size
+            if size > most:
+                raise TooLongError(key, size, most)
             # NumPy's memory is not cleared first, as a bytearray's would be.
-            buffer = memoryview(np.empty(os.fstat(fd).st_size, np.uint8))  # type: ignore[arg-type]  # it is a buffer
+            buffer = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]  # it is a buffer
             length = 0
             while length < len(buffer) and (read := os.readv(fd, [buffer[length:]])):
                 length += read
@@ -129,7 +137,7 @@ class LocalFiles(ByteStore):
         finally:
             os.close(fd)
 
-    def borrow(self) -> Callable[[str], memoryview | None]:
+    def borrow(self, most: int) -> Callable[[str], memoryview | None]:
         """Return a function that reads whole files, each into the same memory."""
         scratch = _Scratch()
 
@@ -144,7 +152,10 @@ class LocalFiles(ByteStore):
                 if length < len(view):
                     return view[:length]
                 while length == len(view):
-                    view = scratch.grow(max(os.fstat(fd).st_size + 1, 2 * length), length)
+                    size = os.fstat(fd).st_size
+                    if size > most or length > most:  # a device has no length
+                        raise TooLongError(key, size if size > most else None, most)
+                    view = scratch.grow(max(size + 1, 2 * length), length)
                     while length < len(view) and (read := os.readv(fd, [view[length:]])):
                         length += read
                 return view[:length]
@@ -170,12 +181,18 @@ class LocalFiles(ByteStore):
 
         return get
 
-    def _read_rest(self, fd: int, data: bytes) -> bytes:
+    def _read_rest(self, fd: int, data: bytes, key: str, most: int | None) -> bytes:
         size = os.fstat(fd).st_size
+        if most is not None and size > most:
+            raise TooLongError(key, size, most)
         self._hint = max(self._hint, min(size + size // 4 + 1, _MAX_HINT_BYTES))
-        parts = [data]
-        while part := os.read(fd, max(size - sum(map(len, parts)), 0) + 1):
+        parts, length = [data], len(data)
+        # A device has no length, and a file may grow.
+        while part := os.read(fd, size + 1 - length if length <= size else _FIRST_READ_BYTES):
             parts.append(part)
+            length += len(part)
+            if most is not None and length > most:
+                raise TooLongError(key, None, most)
         return b"".join(parts)
 
     def get_range(self, key: str, start: int, stop: int) -> bytes | None:
@@ -443,17 +460,42 @@ class ZipEntries(Keyed):
         """Return the entry; its checksum is checked."""
         return self._read(key, -1)
 
+    def get_buffer(self, key: str, most: int) -> bytes | None:
+        """Return the entry, unless the archive's directory says that it is too long: no more than that is inflated."""
+        info = self._zip.NameToInfo.get(check_key(key))
+        if info is not None and info.file_size > most:
+            raise TooLongError(key, info.file_size, most)
+        return self._read(key, -1)
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes | None:
+        """Return a part of the entry; of a long one without its checksum, and nothing else is held in memory."""
+        return self._part(key, start, max(stop - start, 0))
+
+    def get_suffix(self, key: str, count: int) -> bytes | None:
+        """Return the end of the entry."""
+        info = self._zip.NameToInfo.get(check_key(key))
+        return None if info is None else self._part(key, max(0, info.file_size - count), count)
+
+    def _part(self, key: str, start: int, count: int) -> bytes | None:
+        info = self._zip.NameToInfo.get(check_key(key))
+        if info is None or info.file_size > _CHECKED_BYTES:
+            return self._read(key, count, start)
+        data = self._read(key, -1)
+        return None if data is None else data[start : start + count]
+
     def get_head(self, key: str, count: int) -> bytes | None:
         """Return the entry, or its beginning: inflated no further."""
         return self._read(key, count)
 
-    def _read(self, key: str, count: int) -> bytes | None:
+    def _read(self, key: str, count: int, start: int = 0) -> bytes | None:
         try:
             info = self._zip.getinfo(check_key(key))
         except KeyError:
             return None
         try:
             with self._lock, self._zip.open(info) as entry:
+                if start:
+                    entry.seek(start)
                 return entry.read(count)
         except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
             raise OSError(errno.EIO, f"entry {key} of {self.url} can't be read: {error}") from error

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from zarr_dask_stream.errors import CorruptChunkError, StoreError, StoreNotVisibleError
 from zarr_dask_stream.source.array import ArraySpec
-from zarr_dask_stream.source.backend import ByteStore
+from zarr_dask_stream.source.backend import ByteStore, TooLongError
 from zarr_dask_stream.source.codec import compile_chain
 from zarr_dask_stream.source.grid import Index, Region
 from zarr_dask_stream.source.memory import lend_array
@@ -89,7 +89,12 @@ class Finisher:
         return ChunkRead(number, None, False, error, stored_bytes, fetch_s, 0.0)
 
     def corrupt(self, index: Index, error: CorruptChunkError) -> CorruptChunkError:
-        """Name the chunk in an error of its decoder."""
+        """Name the chunk in an error of its decoder, or of the store that has too much for it."""
+        if isinstance(error, TooLongError):
+            return CorruptChunkError(
+                f"chunk {index} of {self.spec.url} is not read: {error}. Something else is stored in its place; remove "
+                'it, or write the chunk again, or leave it out with on_error="skip"'
+            )
         problem = CorruptChunkError(
             f"chunk {index} of {self.spec.url} can't be decoded: {error}. Read it again (a transfer may have been "
             "cut off); if it fails again, the stored chunk is damaged"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from time import perf_counter
 
 from zarr_dask_stream.errors import CorruptChunkError, StoreError
 from zarr_dask_stream.source.array import ArraySpec
-from zarr_dask_stream.source.backend import ByteStore, RemoteBytes
-from zarr_dask_stream.source.codec import makes_new_memory
+from zarr_dask_stream.source.backend import ByteStore, RemoteBytes, TooLongError
+from zarr_dask_stream.source.codec import makes_new_memory, most_stored_nbytes
 from zarr_dask_stream.source.fetch import Fetcher, Limit, Request
 from zarr_dask_stream.source.finisher import ChunkRead, Finisher
 from zarr_dask_stream.source.grid import Index, Region
@@ -102,13 +103,17 @@ def read_chunks(
 
 
 def _read_local(store: ByteStore, finish: Finisher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
-    get = store.borrow() if makes_new_memory(finish.spec) else store.get_buffer
+    most = most_stored_nbytes(finish.spec)
+    get = store.borrow(most) if makes_new_memory(finish.spec) else partial(store.get_buffer, most=most)
     index_of, key_of, read = finish.grid.index, finish.spec.chunk_key, finish.read
     for number in numbers:
         index = index_of(number)
         begin = perf_counter()
         try:
             raw = get(key_of(index))
+        except TooLongError as error:
+            yield finish.failed(number, finish.corrupt(index, error), perf_counter() - begin)
+            continue
         except Exception as error:  # noqa: BLE001  # a mapping of the user's may raise anything
             yield finish.failed(number, error, perf_counter() - begin)
             continue
@@ -134,9 +139,9 @@ def _read_local_shards(store: ByteStore, finish: Finisher, numbers: Iterable[int
 
 
 def _read_remote(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> Iterator[ChunkRead]:
-    spec = finish.spec
+    spec, most = finish.spec, most_stored_nbytes(finish.spec)
     requests = (
-        Request((number, index), spec.chunk_key(index), cost_bytes=spec.chunk_nbytes)
+        Request((number, index), spec.chunk_key(index), cost_bytes=spec.chunk_nbytes, most=most)
         for number, index in ((number, finish.grid.index(number)) for number in numbers)
     )
     while True:
@@ -149,7 +154,9 @@ def _read_remote(finish: Finisher, fetcher: Fetcher, numbers: Iterable[int]) -> 
         if answer is None:
             return
         number, index = answer.request.tag
-        if answer.error is not None:
+        if isinstance(answer.error, TooLongError):
+            read = finish.failed(number, finish.corrupt(index, answer.error), answer.seconds)
+        elif answer.error is not None:
             read = finish.failed(number, answer.error, answer.seconds)
         else:
             read = finish.read(number, index, answer.data, answer.seconds)

@@ -13,10 +13,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import errno
 import os
+import re
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,18 +28,22 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem, get_loop
 
 from zarr_dask_stream.errors import StoreError, UsageError
-from zarr_dask_stream.source.backend import RemoteBytes, check_key
+from zarr_dask_stream.source.backend import RemoteBytes, TooLongError, check_key, collect
 from zarr_dask_stream.source.files import Keyed
+from zarr_dask_stream.source.secret import builtin_error
 
 __all__ = ["FsspecFiles", "MemoryFiles", "ObstoreObjects", "ZarrKeys", "open_filesystem"]
 
 #: Connections a client may open to one store: what the most eager reader keeps in flight.
 POOL_SIZE = 128
 _S3 = frozenset({"s3", "s3a"})
+_CLAMPING = frozenset({*_S3, "gs", "gcs", "abfs", "abfss", "az", "adl"})
 #: Retries of one request of a listing.
 _LISTING_RETRIES = 4
 #: Files removed at the same time.
 _DELETED_AT_ONCE = 32
+#: Read at once of a body of which only a part is wanted.
+_PART_BYTES = 1 << 20
 #: What S3 takes in one request, with some room.
 _MOST_PUT_BYTES = 4 << 30
 
@@ -203,7 +210,11 @@ class FsspecFiles(RemoteBytes):
         self._asynchronous = _is_asynchronous(fs)
         protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
         self._listable = protocol not in {"http", "https"}
+        self._read_body = self._body_reader()
+        # Whether a range that reaches beyond the end of a value is known to give what there is of it.
+        plain = getattr(type(fs), "cat_file", None) is fsspec.AbstractFileSystem.cat_file
         inner = getattr(fs, "fs", None) if str(protocol).endswith("cache") else None
+        self._clamps = protocol in _CLAMPING or (plain and not self._asynchronous and inner is None)
         self._reading: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._behind = None if inner is None else FsspecFiles(url, inner, root, query=query, secrets=secrets)
 
@@ -224,8 +235,22 @@ class FsspecFiles(RemoteBytes):
             return await getattr(fs, f"_{name}")(*args, **kwargs)
         return await asyncio.to_thread(getattr(fs, name), *args, **kwargs)
 
-    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+    def _body_reader(self) -> Callable[..., Any] | None:
+        """Return the function that reads bodies of answers in parts, for the file systems that let one do so."""
+        if not self._asynchronous:
+            return None
+        if not self._listable:
+            return _read_http
+        one_request = getattr(self._fs, "max_concurrency", 1) == 1  # asked for several, s3fs cuts values into parts
+        return _read_s3 if _s3_of(self._fs) is self._fs and hasattr(self._fs, "_call_s3") and one_request else None
+
+    async def _read(self, key: str, start: int | None, stop: int | None, most: int | None) -> bytes | None:
         path = f"{self._lead}{key}{self._query}"
+        if self._read_body is not None:
+            data: bytes = await self._read_body(self._fs, path, _Wanted(key, start, stop, most))
+            return data
+        if start is None and most is not None and self._clamps:
+            return await self._read_some(path, most)
         if start is not None and start < 0 and not self._asynchronous:
             # Files opened by synchronous file systems often don't know their size, which a negative start needs.
             stop = int(await self._run(self._fs, "size", path))
@@ -243,6 +268,16 @@ class FsspecFiles(RemoteBytes):
                 pass
         # It also says "not found" to whatever happened behind it: ask there.
         return await self._behind.fetch(key, start, stop)
+
+    async def _read_some(self, path: str, most: int) -> bytes:
+        """Read a value up to a byte more than `most`, by its range."""
+        try:
+            return bytes(await self._run(self._fs, "cat_file", path, start=0, end=most + 1))
+        except Exception as error:
+            # Of an empty value there is no first byte.
+            if builtin_error(error, "", ()).errno == errno.EINVAL:
+                return b""
+            raise
 
     def _relative(self, path: str) -> str:
         lead = self._lead.lstrip("/")
@@ -312,6 +347,97 @@ class FsspecFiles(RemoteBytes):
             raise StoreError(f"{self.url} can't be listed: plain HTTP has no listings; name the array's path")
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be read, as `RemoteBytes._read` takes it."""
+
+    key: str
+    start: int | None
+    stop: int | None
+    most: int | None
+
+    @property
+    def header(self) -> dict[str, str]:
+        """The range, where there is one, in the words of HTTP."""
+        if self.start is None:
+            return {}
+        return {"Range": f"bytes={self.start}" if self.start < 0 else f"bytes={self.start}-{(self.stop or 0) - 1}"}
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the range."""
+        start = self.start or 0
+        return -start if start < 0 else (self.stop or 0) - start
+
+    def is_met_by(self, part: str) -> bool:
+        """Whether a server sends the range, and not the value from its beginning, by what it says of that."""
+        found = _PART.match(part)
+        return found is None or self.start == int(found[1]) or (self.start or 0) + int(found[2]) < int(found[1])
+
+
+async def _read_s3(fs: Any, path: str, wanted: _Wanted) -> bytes:
+    """Read an object with one request, no further than wanted whatever the server sends."""
+    bucket, name, version = fs.split_path(path)
+    options = {"VersionId": version, **wanted.header} if version else wanted.header
+    # What cat_file does, but that reads to the end whatever comes.
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=name, **options)  # noqa: SLF001
+    body, partial = answer["Body"], answer["ResponseMetadata"]["HTTPStatusCode"] == _PARTIAL
+    part = answer.get("ContentRange", "") if partial else None
+    try:
+        return await _some(body.read, wanted, part=part, stated=answer.get("ContentLength"))
+    finally:
+        body.close()
+
+
+async def _read_http(fs: Any, path: str, wanted: _Wanted) -> bytes:
+    """Read a file, no further than wanted whatever the server sends."""
+    options = dict(fs.kwargs)
+    if wanted.start is not None:
+        options["headers"] = {**options.get("headers", {}), **wanted.header}
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(path), **options) as answer:
+        read = answer.content.read
+        if not answer.ok:
+            await collect(read, _PART_BYTES)  # a connection is used again only where nothing is left to read
+        if answer.status == _ABSENT:
+            raise FileNotFoundError(path)
+        answer.raise_for_status()
+        plain = "Content-Encoding" not in answer.headers
+        stated = answer.content_length if plain else None
+        part = answer.headers.get("Content-Range", "") if answer.status == _PARTIAL else None
+        try:
+            return await _some(read, wanted, part=part, stated=stated)
+        finally:
+            answer.close()  # at its end the connection has been given back already
+
+
+_PARTIAL, _ABSENT = 206, 404
+_PART = re.compile(r"bytes (\d{1,20})-(\d{1,20})/")
+
+
+async def _some(read: Callable[[int], Any], wanted: _Wanted, *, part: str | None, stated: int | None) -> bytes:
+    """Read what is wanted of a body: all of it, or a part; `part` is the one that the server says it sends."""
+    if wanted.start is None:
+        if wanted.most is not None and stated is not None and stated > wanted.most:
+            raise TooLongError(wanted.key, stated, wanted.most)
+        return await collect(read, wanted.most)
+    if part is None or not wanted.is_met_by(part):
+        return await _cut(read, wanted.start, wanted.stop)
+    return (await collect(read, wanted.nbytes))[: wanted.nbytes]
+
+
+async def _cut(read: Callable[[int], Any], start: int, stop: int | None) -> bytes:
+    """Read a body from its beginning and keep ``start:stop`` of it, or its last bytes."""
+    kept, begin = bytearray(), 0  # what is kept begins at this place
+    while (stop is None or begin + len(kept) < stop) and (part := await read(_PART_BYTES)):
+        kept += part
+        drop = len(kept) + start if start < 0 else min(start - begin, len(kept))
+        if drop > 0:
+            del kept[:drop]
+            begin += drop
+    return bytes(kept[: None if stop is None else max(stop - begin, 0)])
+
+
 _runtime_pid = [0]
 _LET_GO_S = 0.1
 
@@ -349,7 +475,6 @@ class ObstoreObjects(RemoteBytes):
         self._lead = lead
         self._store = store
         self._get: Callable[..., Any] = store.get_async
-        self._get_range: Callable[..., Any] = store.get_range_async
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -357,16 +482,20 @@ class ObstoreObjects(RemoteBytes):
         loop: asyncio.AbstractEventLoop = get_loop()
         return loop
 
-    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+    async def _read(self, key: str, start: int | None, stop: int | None, most: int | None) -> bytes | None:
         path = self._lead + key
         if start is None:
             result = await self._get(path)
-            return bytes(await result.bytes_async())
+            size = int(result.meta["size"])
+            if most is not None and size > most:
+                raise TooLongError(key, size, most)
+            return await _body(result, size)
+        option: Any = (start, stop)
         if stop is None:
             option = {"suffix": -start} if start < 0 else {"offset": start}
-            result = await self._get(path, options={"range": option})
-            return bytes(await result.bytes_async())
-        return bytes(await self._get_range(path, start=start, end=stop))
+        result = await self._get(path, options={"range": option})
+        first, last = result.range
+        return await _body(result, last - first)
 
     @property
     def tells_digests(self) -> bool:
@@ -405,6 +534,17 @@ class ObstoreObjects(RemoteBytes):
         )
 
 
+async def _body(result: Any, nbytes: int) -> bytes:
+    """Read the body of an answer that says to have `nbytes`, and not far beyond them: a server may say anything."""
+    parts, length = [], 0
+    async for part in result.stream(min_chunk_size=nbytes + 1):
+        parts.append(bytes(part))
+        length += len(part)
+        if length > nbytes:
+            raise OSError(errno.EIO, f"the store sends more than the {nbytes:,} bytes that it said it would")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 class ZarrKeys(RemoteBytes):
     """Keys of any zarr store, through its own coroutines."""
 
@@ -423,7 +563,13 @@ class ZarrKeys(RemoteBytes):
             self._loop = sync(_running_loop())
         return self._loop
 
-    async def _read(self, key: str, start: int | None, stop: int | None) -> bytes | None:
+    async def _read(
+        self,
+        key: str,
+        start: int | None,
+        stop: int | None,
+        most: int | None,  # noqa: ARG002  # a store may refuse a range that goes beyond the end of a value
+    ) -> bytes | None:
         from zarr.abc import store as abc  # noqa: PLC0415  # zarr takes long to import
         from zarr.buffer import default_buffer_prototype  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from zarr_dask_stream.errors import CorruptChunkError, MetadataError
 from zarr_dask_stream.source.array import ArraySpec
-from zarr_dask_stream.source.codec import Decode, compile_index
+from zarr_dask_stream.source.codec import Decode, compile_index, most_stored_nbytes
 from zarr_dask_stream.source.grid import Index
 from zarr_dask_stream.source.metadata import sharding
 
@@ -60,6 +60,9 @@ class ShardLayout:
         Whether the index stands before the chunks (else behind them).
     index_nbytes : int
         Length of the stored index.
+    most_bytes, most_whole_bytes : int
+        What one chunk in it, and a whole one, may take at most; a shard may also be longer, by chunks that its index
+        does not name any more.
     """
 
     def __init__(self, spec: ArraySpec) -> None:
@@ -73,8 +76,8 @@ class ShardLayout:
             raise MetadataError(f"{spec.url}: {error}") from error
         self._decode: Decode = decode
         self.at_start = configuration.get("index_location", "end") == "start"
-        # No codec makes a chunk much longer than it is; strings have no length to compare with.
-        self.most_bytes = max(1 << 28, 4 * spec.chunk_nbytes)
+        self.most_bytes = most_stored_nbytes(spec)
+        self.most_whole_bytes = self.index_nbytes + most_stored_nbytes(spec, self._size)
 
     def __len__(self) -> int:
         return self._size

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from zarr_dask_stream.errors import CorruptChunkError
 from zarr_dask_stream.source.array import ArraySpec
-from zarr_dask_stream.source.backend import ByteStore
+from zarr_dask_stream.source.backend import ByteStore, TooLongError
 from zarr_dask_stream.source.codec import makes_new_memory
 from zarr_dask_stream.source.fetch import Answer, Request, coalesce
 from zarr_dask_stream.source.finisher import ChunkRead, Finisher
@@ -136,6 +136,8 @@ class ShardPlan:
         tag = answer.request.tag
         if isinstance(tag, _Range):
             yield from self._take_range(tag, answer)
+        elif isinstance(answer.error, TooLongError):  # a whole shard: what is wanted of it may be of a usual size
+            self._ask_index(answer.request.key, tag.places)
         elif answer.error is not None or answer.data is None:
             self._settle(tag.places, answer.error, answer.seconds)
         else:
@@ -152,15 +154,18 @@ class ShardPlan:
     def _ask(self, key: str, places: list[Place]) -> None:
         whole_bytes = len(self._layout) * self._spec.chunk_nbytes
         if len(places) * 2 >= len(self._layout) and whole_bytes <= _WHOLE_SHARD_BYTES:
-            self.requests.append(Request(_Whole(places), key, cost_bytes=whole_bytes))
+            most = self._layout.most_whole_bytes
+            self.requests.append(Request(_Whole(places), key, cost_bytes=whole_bytes, most=most))
             return
         entries = _indexes.get(self._name(key))
         if entries is None:
-            start, stop = self._layout.index_range()
-            cost = self._layout.index_nbytes
-            self.requests.append(Request(_Index(places), key, start, stop, cost_bytes=cost))
+            self._ask_index(key, places)
         else:
             self._plan(key, entries, places, 0.0)
+
+    def _ask_index(self, key: str, places: list[Place]) -> None:
+        start, stop = self._layout.index_range()
+        self.requests.append(Request(_Index(places), key, start, stop, cost_bytes=self._layout.index_nbytes))
 
     def _plan(self, key: str, entries: Entries, places: list[Place], seconds: float) -> None:
         """Ask for the ranges in which the chunks lie."""
