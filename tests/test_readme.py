@@ -35,8 +35,8 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_block_is_of_a_kind_that_is_tested_here() -> None:
-    assert {block.language for block in README.blocks} == {"console", "python", "text"}
-    assert {line.split()[0] for line in README.commands} == {"make", "zds", "pip", "dask"}
+    assert {block.language for block in README.blocks} == {"console", "python"}
+    assert {line.split()[0] for line in README.commands} == {"python3", "zds", "pip", "dask"}
 
 
 def test_the_python_blocks_run_one_after_the_other(inside: None) -> None:

@@ -3,8 +3,8 @@
     python tests/benchmarks/figures.py bench-results/results.json
     python tests/benchmarks/figures.py bench-results/results.json --publish
 
-The second also puts the JSON file, the full table and the plots into the source folder and the short table into the
-README.
+The second also puts the JSON file, the tables and the plots into the source folder and the plots with a few words into
+the README.
 """
 
 import argparse
@@ -91,10 +91,18 @@ def brief(row: Json) -> list[str]:
 
 def table(result: Json) -> str:
     """All rows with all contenders, as a Markdown document."""
-    lines = ["# Benchmarks", "", machine(result), "", versions(result)]
+    lines = ["# Benchmarks", "", machine(result), "", versions(result), "", *_summary(result)]
     for row in result["rows"]:
         lines += ["", *_section(row)]
     return "\n".join(lines) + "\n"
+
+
+def _summary(result: Json) -> list[str]:
+    lines = ["## All rows", "", "| row | work | aimed at | reached |", "|---|---|---|---|"]
+    lines += map(_line, result["rows"])
+    if ahead := _ahead(result):
+        lines += ["", f"Peers that are ahead (the stream's throughput over theirs): {ahead}."]
+    return lines
 
 
 def machine(result: Json) -> str:
@@ -155,33 +163,39 @@ def _note(row: Json) -> str:
 
 
 def readme(result: Json) -> str:
-    """What the README shows: both plots, one line for each row, why rows fall short, and who is ahead."""
+    """What the README shows: both plots, what was aimed at and missed, and who is ahead."""
     about, python = result["machine"], result["versions"]["python"]
     folder = HERE.relative_to(ROOT).as_posix()
+    judged = [goal for row in result["rows"] for goal in row["goals"] if goal["met"] is not None]
+    missed = [f"*{row['name']}* ({short})" for row in result["rows"] if (short := _missed(row))]
+    words = f"Of {len(judged)} targets {sum(goal['met'] for goal in judged)} are met."
+    if missed:
+        words += f" Missed: {'; '.join(missed)}. What stands in the way is in the table of the row."
     parts = [
         _wrapped(
-            f"Measured on {about['cores']} cores with Python {python}: a cluster of as many worker processes with one "
-            "thread each, all contenders of a row taking turns in one run, medians of the rounds, in brackets the "
-            "lowest and the highest. The limit is what bare loops in as many processes reach that read and decode with "
-            "the fastest library call and apply the same function, without Dask."
+            f"Measured on {about['cores']} cores with Python {python}, all contenders of a row taking turns in one "
+            "run. The limit is what bare loops in as many processes reach, without Dask: they read and decode with the "
+            "fastest library call, keep their memory for the next chunk and apply the same function."
         ),
         _picture("limit", "Shares of the limit and other shares that are aimed at, row by row, with their targets"),
         "How many times as fast as other tools the stream is, on the same cluster or on as many cores:",
         _picture("peers", "Speed-up of the stream over each peer, row by row, on a logarithmic scale"),
-        "\n".join(["| row | work | aimed at | reached |", "|---|---|---|---|", *map(_line, result["rows"])]),
+        _wrapped(words),
     ]
-    if shorts := [_wrapped(f"- **{row['name']}**: {note}") for row in result["rows"] if (note := _note(row))]:
-        parts += ["What stands in the way of rows that fall short:", "\n".join(shorts)]
     if ahead := _ahead(result):
         parts.append(_wrapped(f"Peers that are ahead (the stream's throughput over theirs): {ahead}."))
     parts.append(
         _wrapped(
-            f"Every round is in [results.json]({folder}/results.json), every contender in [results.md]({folder}/"
-            "results.md). `make bench` measures the important rows in about 20 minutes, `make bench-all` all of them "
-            "at full size, and `zds bench URL` compares on a store of your own."
+            f"[results.md]({folder}/results.md) has every row and contender, [results.json]({folder}/results.json) "
+            "every round. `make bench` measures all rows with less data in about 40 minutes, `make bench-all` at full "
+            "size, and `zds bench URL` compares on a store of your own."
         )
     )
     return "\n\n".join(parts)
+
+
+def _missed(row: Json) -> str:
+    return "; ".join(f"{goal['aim']}: {reached(goal)}" for goal in row["goals"] if goal["met"] is False)
 
 
 def _wrapped(text: str) -> str:
