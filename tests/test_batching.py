@@ -110,6 +110,14 @@ def test_a_rising_cost_is_followed_faster_than_a_falling_one() -> None:
     assert after(1e-2, 1e-4) < steady_dear * 2
 
 
+def test_the_first_chunk_does_not_stand_for_the_many_that_follow() -> None:
+    """It opens the store and compiles the codec: a batch of 32 quick ones knows better, and one is enough."""
+    batcher = Batcher(BatchLimits(target_s=0.2))
+    batcher.observe(1, BatchStats(wall_s=0.01))
+    batcher.observe(32, BatchStats(wall_s=32e-4))
+    assert batcher.size(capacity=10**9, remaining=None, threads=1) > 0.2 / 1e-3 / 2
+
+
 def test_a_slow_chunk_in_a_small_batch_does_not_shrink_all_that_follow() -> None:
     batcher = Batcher(BatchLimits())
     for _ in range(4):

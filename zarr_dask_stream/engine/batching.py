@@ -74,6 +74,7 @@ class Batcher:
         self._result_bytes = 0.0
         self._grown = limits.first
         self._usual = 0.0
+        self._seen = 0.0
 
     def observe(self, chunks: int, stats: BatchStats) -> None:
         """Learn from a batch of `chunks` chunks that came back."""
@@ -83,9 +84,11 @@ class Batcher:
         if self._cost_s and chunks * _STEEPEST < self._usual:
             cost = min(cost, _STEEPEST * self._cost_s)
         self._usual = max(0.75 * self._usual, float(chunks))
-        # Follow a rising cost at once and a falling one slowly: too long a batch hurts more.
-        weight = 1.0 if not self._cost_s else (0.5 if cost > self._cost_s else 0.25)
+        # Follow a rising cost at once and a falling one slowly: too long a batch hurts more. But many chunks say more
+        # than the few that were seen so far: the first one of a run also pays for what is done once.
+        weight = max(0.5 if cost > self._cost_s else 0.25, chunks / (chunks + self._seen))
         self._cost_s += weight * (cost - self._cost_s)
+        self._seen = 0.5 * self._seen + chunks
         result = stats.bytes_result / chunks
         self._result_bytes += (0.5 if self._result_bytes else 1.0) * (result - self._result_bytes)
         if chunks * 2 > self._grown:
