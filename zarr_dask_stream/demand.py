@@ -253,6 +253,15 @@ class Share:
     ----------
     number : int
         Which of the consumers this is, from 0.
+
+    Examples
+    --------
+    >>> import zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+    >>> mine, other = zds.stream_chunks(array, concurrency=1).share(2)
+    >>> other.close()  # the first one gets all
+    >>> mine.number, [chunk.index for chunk in mine]
+    (0, [(0,), (1,), (2,)])
     """
 
     def __init__(self, hub: _Hub, number: int) -> None:

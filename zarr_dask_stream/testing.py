@@ -103,7 +103,17 @@ class ManualClock:
 
 
 class Outcome(enum.Enum):
-    """What a script may say of a chunk, besides failing and a value."""
+    """What a script may say of a chunk, besides failing and a value.
+
+    Examples
+    --------
+    >>> import zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+    >>> stream = zds.stream_chunks(array)
+    >>> items = rehearse(stream, script={(1,): [Outcome.FILTERED]})
+    >>> len(items), stream.report.filtered
+    (2, 1)
+    """
 
     FILTERED = "filtered"
     SKIPPED = "skipped"
@@ -599,6 +609,15 @@ class Fault:
         Seconds to wait first.
     times : int or None
         How many reads it lasts; None: for ever.
+
+    Examples
+    --------
+    >>> import zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+    >>> array[:] = 1
+    >>> store = FaultyStore(array.store, {"c/1": Fault(absent=True)})
+    >>> [chunk.missing for chunk in zds.stream_chunks(store, concurrency=1)]
+    [False, True, False]
     """
 
     error: Exception | None = None

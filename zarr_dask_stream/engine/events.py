@@ -185,6 +185,15 @@ class DeadLetter:
         Why it was not tried again.
     worker : str
         Address of the worker of the last attempt, where known.
+
+    Examples
+    --------
+    >>> import zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+    >>> stream = zds.stream_chunks(array, concurrency=1, on_error="skip").map(lambda chunk: 1 // chunk.index[0])
+    >>> [letter] = stream.run().dead_letters
+    >>> letter.index, letter.attempts, letter.category, letter.message
+    ((0,), 1, 'function', 'integer division or modulo by zero')
     """
 
     index: tuple[int, ...]
@@ -317,7 +326,11 @@ class BatchSubmitted(Notice):
 
 @dataclass(frozen=True, slots=True)
 class BatchFinished(Notice):
-    """A batch came back or was lost. `elapsed_s`: since its submission. `filled`: chunks that were not stored."""
+    """A batch came back or was lost.
+
+    `elapsed_s`: since its submission; for `queued_s` of them other batches of the run had all threads. `filled`: chunks
+    that were not stored.
+    """
 
     batch: Batch
     stats: BatchStats | None
@@ -325,6 +338,13 @@ class BatchFinished(Notice):
     transfer_s: float
     lost: str = ""
     filled: tuple[int, ...] = ()
+    queued_s: float = 0.0
+
+    @property
+    def schedule_s(self) -> float:
+        """What is left of `elapsed_s` beside the queue, the work and the results' way: what Dask took."""
+        worked_s = 0.0 if self.stats is None else self.stats.wall_s
+        return max(self.elapsed_s - worked_s - self.transfer_s - self.queued_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

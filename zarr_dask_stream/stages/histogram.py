@@ -31,6 +31,15 @@ class Histogram(NamedTuple):
         Values below the first and above the last edge.
     nan : int
         Values that are NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+    >>> array[:] = [0, 1, 1, 2, 5, 9]
+    >>> found = zds.stream_chunks(array, concurrency=1).reduce(zds.reducers.histogram(bins=2, range=(0, 4))).compute()
+    >>> found.counts.tolist(), found.edges.tolist(), found.above
+    ([3, 1], [0.0, 2.0, 4.0], 2)
     """
 
     counts: npt.NDArray[np.int64]

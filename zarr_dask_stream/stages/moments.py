@@ -125,6 +125,15 @@ class Moments(NamedTuple):
         Third moment of the standardized values; 0 for a symmetrical distribution. No unit.
     kurtosis : float or numpy.ndarray
         Fourth moment of the standardized values less 3, so 0 for a normal distribution. No unit.
+
+    Examples
+    --------
+    >>> import zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(4,), chunks=(2,), dtype="f8")
+    >>> array[:] = [1, 2, 3, 4]
+    >>> found = zds.stream_chunks(array, concurrency=1).reduce(zds.reducers.moments()).compute()
+    >>> int(found.count), float(found.mean), float(found.variance), float(found.skewness)
+    (4, 2.5, 1.25, 0.0)
     """
 
     count: Any

@@ -39,6 +39,15 @@ class Placed(NamedTuple):
         The box of the kept axes, in array coordinates.
     data : numpy.ndarray or Any
         The answer, of the box's shape.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(2, 6), chunks=(1, 2), dtype="i4")
+    >>> array[:] = np.arange(12).reshape(2, 6)
+    >>> stream = zds.stream_chunks(array, concurrency=1, region=(slice(None), slice(2, 5)))
+    >>> stream.reduce(zds.reducers.max(axis=0, placed=True)).compute()
+    Placed(region=(slice(2, 5, None),), data=array([ 8,  9, 10], dtype=int32))
     """
 
     region: Region
@@ -62,6 +71,12 @@ class Statistic(Reducer):
     A subclass says what it makes of one block of values (`_block`), how two such states of the same
     place join (`_join`, element by element), and what the answer is (`_answer`). A state consists of
     plain values (numbers, tuples, lists, dicts, NumPy arrays), so that a checkpoint can keep it.
+
+    Examples
+    --------
+    >>> from zarr_dask_stream import reducers
+    >>> isinstance(reducers.mean(axis=0), Statistic), reducers.mean(axis=0)
+    (True, mean(axis=0))
     """
 
     name: ClassVar[str] = ""
