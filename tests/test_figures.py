@@ -77,7 +77,7 @@ def test_tasks_are_counted_with_where_their_time_went() -> None:
         latency={-1: 3, 0: 1, 7: 2, 8: 1},
     )  # fmt: skip
     figures = a_run(
-        BatchFinished(2.5, BATCH, stats, 2.5, 0.5),
+        BatchFinished(2.5, BATCH, stats, 3.5, 0.5, queued_s=1.0),
         BatchFinished(2.6, BATCH, None, 0.1, 0.0, lost="died"),
         BatchHedged(2.7, BATCH, BATCH),
         SlowedDown(2.8, 10.0),
@@ -86,7 +86,7 @@ def test_tasks_are_counted_with_where_their_time_went() -> None:
     assert figures.counts["again"] == {"retries": 2, "hedges": 4}
     assert figures.counts["bytes"] == {"stored": 10, "decoded": 40, "written": 0}
     assert figures.counts["seconds"] == {
-        "fetch": 1.0, "decode": 0.5, "compute": 0.25, "transfer": 0.5, "schedule": 0.25,
+        "fetch": 1.0, "decode": 0.5, "compute": 0.25, "transfer": 0.5, "queue": 1.0, "schedule": 0.25,
     }  # fmt: skip
     assert figures.counts["slowdowns"] == {"": 1}
     # Bucket b holds what took from 2**(b/8) to 2**((b+1)/8) seconds.

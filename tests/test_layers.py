@@ -26,7 +26,7 @@ CLUSTER_LIBRARIES = {"dask", "distributed"}
 PURE = {
     *("grid", "selection", "shuffle", "samples", "hedging", "windows", "answers"),
     *("retry", "window", "batching", "throttle"),
-    *("instructions", "waiting", "quarantine", "copies", "isolation", "health", "dispatch", "supervisor"),
+    *("instructions", "waiting", "quarantine", "queueing", "copies", "isolation", "health", "dispatch", "supervisor"),
     *("account", "chunkmap", "history", "report", "snapshot", "figures", "board"),
 }
 IMPURE_LIBRARIES = {"asyncio", "concurrent", "logging", "secrets", "socket", "subprocess", "threading", "time"}

@@ -368,3 +368,15 @@ def test_the_piece_for_a_notebook_keeps_its_looks_among_the_rules_of_its_host(br
         # The notebook says that it is dark, whatever the system is.
         assert page.evaluate(look, [".zds", "backgroundColor"]) == ["rgb(20, 23, 28)"]
         assert tab.errors == []
+
+
+def test_the_headline_tells_of_dead_letters() -> None:
+    """It said that all was done, though chunks had been given up."""
+    fine, some, one = play((10,)), play((1000,), dead=100), play((10,), dead=10)
+    assert '<p class="outcome">Done: every chunk that was planned has reached its end.' in fine._repr_html_()
+    assert (
+        f'<p class="outcome warn">Done but for {some.dead_lettered} chunks, which were given up' in some._repr_html_()
+    )
+    assert '<p class="outcome warn">Done but for 1 chunk, which was given up' in one._repr_html_()
+    fine.cancelled = 3
+    assert '<p class="outcome">Done: all that was asked for has reached its end.' in fine._repr_html_()

@@ -131,14 +131,15 @@ def test_the_time_is_split() -> None:
     stats = BatchStats(wall_s=2.0, fetch_s=0.5, decode_s=0.25, compute_s=1.0, bytes_decoded=7, worker="w1")
     report = folded(
         [
-            BatchFinished(1.0, Batch(1, (range(3),), 3, 30), stats, 2.75, 0.5),
+            BatchFinished(1.0, Batch(1, (range(3),), 3, 30), stats, 5.75, 0.5, queued_s=3.0),
             BatchFinished(1.0, Batch(2, (range(3),), 3, 30), stats, 1.0, 0.0),
             RunFinished(9.0, "done", 6, 4.0, 5, 50),
         ]
     )
     assert report.time == {
-        "schedule": 0.25, "fetch": 1.0, "decode": 0.5, "compute": 2.0, "transfer": 0.5, "consumer": 4.0
+        "queue": 3.0, "schedule": 0.25, "fetch": 1.0, "decode": 0.5, "compute": 2.0, "transfer": 0.5, "consumer": 4.0
     }  # fmt: skip
+    assert dict(report.rows())["spent on"].startswith("schedule 3%, fetch 12%"), "of what the queue has no part"
     assert (report.workers["w1"].chunks, report.workers["w1"].batches, report.workers["w1"].wall_s) == (6, 2, 4.0)
     assert (report.wall_s, report.peak_chunks_in_flight, report.peak_bytes_in_flight) == (9.0, 5, 50)
 

@@ -52,6 +52,7 @@ from zarr_dask_stream.engine.events import (
 from zarr_dask_stream.engine.health import Health
 from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Submit
 from zarr_dask_stream.engine.quarantine import Bury, Quarantine, Retry, Sentence
+from zarr_dask_stream.engine.queueing import Queue
 from zarr_dask_stream.engine.retry import Breaker, GiveUp, RetryPolicy
 from zarr_dask_stream.engine.throttle import Throttle
 from zarr_dask_stream.engine.waiting import Again, WaitingRoom
@@ -160,6 +161,7 @@ class Supervisor:
         self._depth = depth
         self._rng = rng or random.Random(0)  # noqa: S311  # jitter is not a secret
         self._threads = threads
+        self._queue = Queue(threads)
         self.throttle = throttle or Throttle(None, chunk_nbytes)
         self._health = Health(Breaker(policy.breaker), self.throttle)
         self._copies = Copies(hedge)
@@ -308,6 +310,7 @@ class Supervisor:
             self._batch_lost(event, now, out)
         elif isinstance(event, Threads):
             self._threads = max(event.threads, 1)
+            self._queue.resized(self._threads, now)
             out.append(Notify(ClusterChanged(now, event.workers, event.threads, event.waiting_s)))
         self._held_until = None
         self._abort = self._abort or self._health.diagnosis(now)
@@ -330,7 +333,7 @@ class Supervisor:
         if self._running:
             out.append(Cancel(tuple(self._running)))
         for batch in list(self._running):
-            self._drop_twin(batch)
+            self._drop_twin(batch, now)
         self._flush_absent(now, out)  # found on the way here
         self.counts.cancelled = left = self._left()
         if left:
@@ -378,13 +381,21 @@ class Supervisor:
         running = self._running.pop(event.batch, None)
         if running is None:
             return  # called back earlier: its chunks have gone another way
-        twin = self._drop_twin(event.batch)
+        twin = self._drop_twin(event.batch, now)
         if twin is not None:
             out.append(Cancel((twin,)))
         result = event.result
         elapsed = now - running.since
         filled = tuple(result.missing)
-        out.append(Notify(BatchFinished(now, running.batch, result.stats, elapsed, event.transfer_s, filled=filled)))
+        idle_s = max(elapsed - result.stats.wall_s - event.transfer_s, 0.0)
+        queued_s = min(self._queue.ended(event.batch, now), idle_s)
+        out.append(
+            Notify(
+                BatchFinished(
+                    now, running.batch, result.stats, elapsed, event.transfer_s, filled=filled, queued_s=queued_s
+                )
+            )
+        )
         attempted = running.batch.count - len(result.unattempted)
         self._batcher.observe(attempted, result.stats)
         self.throttle.settle(attempted, result.stats.bytes_stored, now)
@@ -459,6 +470,7 @@ class Supervisor:
         running = self._running.pop(event.batch, None)
         if running is None:
             return
+        self._queue.ended(event.batch, now)
         if self._part_from_twin(running.batch):
             return  # its other copy goes on
         out.append(Notify(BatchFinished(now, running.batch, None, now - running.since, 0.0, lost=event.reason)))
@@ -489,6 +501,7 @@ class Supervisor:
             copy = dataclasses.replace(batch, id=self._serial, fresh=False)
             self._copies.pair(batch.id, copy.id)
             self._running[copy.id] = Running(copy, now)
+            self._queue.submitted(copy.id, now)
             self._copied += copy.count
             self.window.reserve(copy.count, copy.nbytes)
             batches.append(copy)
@@ -510,11 +523,12 @@ class Supervisor:
         self._release_copy(batch)
         return True
 
-    def _drop_twin(self, batch: int) -> int | None:
+    def _drop_twin(self, batch: int, now: float) -> int | None:
         """Forget the other copy of a batch, and return its number; its credit returns."""
         twin = self._copies.part(batch)
         if twin is not None:
             self._release_copy(self._running.pop(twin).batch)
+            self._queue.ended(twin, now)
         return twin
 
     def _release_copy(self, batch: Batch) -> None:
@@ -602,6 +616,7 @@ class Supervisor:
             self.window.reserve(count, nbytes)
         self.throttle.spend(count)
         self._running[batch.id] = Running(batch, now)
+        self._queue.submitted(batch.id, now)
         self._copies.started(count)
         return batch
 

@@ -29,6 +29,8 @@ from zarr_dask_stream.engine.events import (
     RunStarted,
 )
 
+_PHASES = ("queue", "schedule", "fetch", "decode", "compute", "transfer", "consumer")
+
 __all__ = ["Account", "WorkerShare", "human_bytes", "human_seconds"]
 
 
@@ -64,9 +66,7 @@ class Account(Callback):
     peak_chunks_in_flight: int = 0
     peak_bytes_in_flight: int = 0
     wall_s: float = 0.0
-    time: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("schedule", "fetch", "decode", "compute", "transfer", "consumer"), 0.0)
-    )
+    time: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PHASES, 0.0))
     dead_letters: list[DeadLetter] = field(default_factory=list)
     workers: dict[str, WorkerShare] = field(default_factory=dict)
     outcome: str = "running"
@@ -108,7 +108,8 @@ class Account(Callback):
         spent["decode"] += stats.decode_s
         spent["compute"] += stats.compute_s
         spent["transfer"] += notice.transfer_s
-        spent["schedule"] += max(notice.elapsed_s - stats.wall_s - notice.transfer_s, 0.0)
+        spent["queue"] += notice.queued_s
+        spent["schedule"] += notice.schedule_s
         share = self.workers.setdefault(stats.worker, WorkerShare())
         share.batches += 1
         share.chunks += notice.batch.count
@@ -184,6 +185,11 @@ class Account(Callback):
                 return float(2.0 ** ((bucket + 1) / 8))
         return float("nan")
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds by phase without the queue: more tasks in it make it longer, and nothing slower."""
+        return {name: seconds for name, seconds in self.time.items() if name != "queue"}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the account as plain data for JSON."""
         names = (
@@ -231,9 +237,10 @@ class Account(Callback):
             rows.append(("not stored", f"{self.filled_missing:,} chunks came as fill values"))
         if self.retries or self.hedges:
             rows.append(("again", f"{self.retries:,} retries, {self.hedges:,} hedges"))
-        where = sum(self.time.values())
+        spent = self.spent
+        where = sum(spent.values())
         if where:
-            rows.append(("spent on", ", ".join(f"{name} {share / where:.0%}" for name, share in self.time.items())))
+            rows.append(("spent on", ", ".join(f"{name} {share / where:.0%}" for name, share in spent.items())))
         return rows
 
 

@@ -132,7 +132,8 @@ class Figures(Callback):
             ("decode", stats.decode_s),
             ("compute", stats.compute_s),
             ("transfer", notice.transfer_s),
-            ("schedule", max(notice.elapsed_s - stats.wall_s - notice.transfer_s, 0.0)),
+            ("queue", notice.queued_s),
+            ("schedule", notice.schedule_s),
         ):
             self._add("seconds", phase, seconds)
         for bucket, count in stats.latency.items():

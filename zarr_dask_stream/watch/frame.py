@@ -171,7 +171,7 @@ def make_frame(
         "name": name,
         "url": report.url,
         "state": state,
-        "badge": state,
+        "badge": "done, but for dead letters" if state == "done" and report.dead_lettered else state,
         "live": report.outcome == "running",
         "over": report.outcome in OVER,
         "paused": controls.paused,

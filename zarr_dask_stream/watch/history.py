@@ -36,13 +36,14 @@ from zarr_dask_stream.errors import UsageError
 
 __all__ = ["LATENCIES", "LEVELS", "PHASES", "RATES", "Cause", "History", "WorkerPast", "bucket_of", "normalised"]
 
-RATES = ("chunks", "decoded", "stored", "written", "retries", "fetch", "decode", "compute", "transfer", "schedule")
+RATES = ("chunks", "decoded", "stored", "written", "retries", "fetch", "decode", "compute", "transfer", "queue",
+         "schedule")  # fmt: skip
 """Series of what happens per second: chunks that ended, bytes, tries again, and seconds of work by phase."""
 
 LEVELS = ("in_flight", "in_flight_bytes", "workers", "threads")
 """Series of what there is at a time; a bin shows the most of it."""
 
-PHASES = ("schedule", "fetch", "decode", "compute", "transfer")
+PHASES = ("queue", "schedule", "fetch", "decode", "compute", "transfer")
 """Where the time of a task goes."""
 
 LATENCIES = ("chunk", "fetch", "decode", "compute", "transfer", "task")
@@ -283,7 +284,6 @@ class History(Callback):
                 self.lost[reason] = self.lost.get(reason, 0) + 1
             return
         at, chunks = notice.at, max(notice.batch.count, 1)
-        schedule_s = max(notice.elapsed_s - stats.wall_s - notice.transfer_s, 0.0)
         place = self._place(at)
         sums = self._bins.sums
         for name, amount in (
@@ -295,7 +295,8 @@ class History(Callback):
             ("decode", stats.decode_s),
             ("compute", stats.compute_s),
             ("transfer", notice.transfer_s),
-            ("schedule", schedule_s),
+            ("queue", notice.queued_s),
+            ("schedule", notice.schedule_s),
         ):
             if amount:
                 _add(sums, name, place, amount)

@@ -45,7 +45,7 @@ class Metric:
 
 
 _ENDS = ("emitted", "filtered", "skipped_missing", "dead_lettered", "cancelled")
-_PHASES = ("schedule", "fetch", "decode", "compute", "transfer", "consumer")
+_PHASES = ("queue", "schedule", "fetch", "decode", "compute", "transfer", "consumer")
 _POWERS = tuple(range(-13, 8))  # bounds of the histogram: 122 microseconds to 128 s
 
 #: Metrics of streams, each with the label ``stream``.
@@ -60,7 +60,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("zds_written_bytes", "Bytes stored in targets.", "bytes", kinds=("written",)),
     Metric(
         "zds_phase_seconds",
-        "Where the time went: work summed over threads, schedule and transfer over tasks; consumer when a run ends.",
+        "Where the time went: work summed over threads, queue, schedule and transfer over tasks; consumer at the end.",
         "seconds",
         "phase",
         _PHASES,

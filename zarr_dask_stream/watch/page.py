@@ -166,9 +166,20 @@ def _part(title: str, body: str) -> str:
     return f"<section><h3>{title}</h3>{body}</section>"
 
 
-def _head(account: Account) -> str:
-    kind = {"failed": " bad", "stopped early": " warn"}.get(account.outcome, "")
+def _said(account: Account) -> str:
+    """Return in a sentence how the run ended; not as if all were well where chunks were given up."""
     said = _OUTCOMES.get(account.outcome, account.outcome)
+    if account.outcome == "done" and account.cancelled:
+        said = "Done: all that was asked for has reached its end."
+    if account.outcome == "done" and account.dead_lettered:
+        chunks = "1 chunk, which was" if account.dead_lettered == 1 else f"{account.dead_lettered:,} chunks, which were"
+        said = f"Done but for {chunks} given up: see the dead letters."
+    return said
+
+
+def _head(account: Account) -> str:
+    kind = {"failed": " bad", "stopped early": " warn"}.get(account.outcome, " warn" if account.dead_lettered else "")
+    said = _said(account)
     error = f"<p>{_message(account.error)}</p>" if account.error else ""
     total = account.total
     share = "" if not total else f"{min((account.settled - account.cancelled) / total, 1):.0%} of {total:,} planned"
@@ -243,7 +254,7 @@ def _over_time(history: History) -> str:
 
 
 _TIMES = {
-    "schedule": "tasks on their way to a thread: the queue, and what Dask costs",
+    "schedule": "what Dask took for tasks beyond their work, and threads that were busy for other clients",
     "fetch": "workers waiting for the store",
     "decode": "from stored bytes to numbers",
     "compute": "your functions, reductions and sinks",
@@ -253,9 +264,9 @@ _TIMES = {
 
 
 def _time(account: Account, *, table: bool = True) -> str:
-    parts = list(account.time.items())
+    parts = list(account.spent.items())
     bar = charts.split_bar(parts, title="Where the time went, by phase")
-    whole = sum(account.time.values())
+    whole = sum(account.spent.values())
     if not whole or not table:
         return bar + charts.phase_legend(parts)
     done = max(account.settled - account.cancelled, 1)
@@ -266,7 +277,11 @@ def _time(account: Account, *, table: bool = True) -> str:
         f'<td class="n">{seconds / whole:.1%}</td><td class="n">{_short_time(seconds / done)}</td></tr>'
         for name, seconds in parts
     ]
-    caption = "Seconds are added up over all threads and tasks, so they come to more than the run took."
+    caption = (
+        "Seconds are added up over all threads and tasks, so they come to more than the run took. What tasks waited "
+        f"while others of this run had all threads is not in it: {_short_time(account.time.get('queue', 0.0))}, which "
+        "cost nothing."
+    )
     head = ("phase", "time|n", "share|n", "a chunk|n")
     return bar + '<div style="height:.9rem"></div>' + _table(caption, head, rows)
 

@@ -159,7 +159,8 @@ class _RunSpans(Callback):
                 "zds.seconds.decode": stats.decode_s,
                 "zds.seconds.compute": stats.compute_s,
                 "zds.seconds.transfer": notice.transfer_s,
-                "zds.seconds.schedule": max(notice.elapsed_s - stats.wall_s - notice.transfer_s, 0.0),
+                "zds.seconds.queue": notice.queued_s,
+                "zds.seconds.schedule": notice.schedule_s,
             }
         span = self._tracer.start_span(
             "zds.batch",
