@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ class FailedChunks:
             If it can't be read, or a line is not a dead letter; the message names the line.
         """
         try:
-            with Path(path).open(encoding="utf-8") as file:
+            with Path(os.path.expanduser(path)).open(encoding="utf-8") as file:  # noqa: PTH111  # no home is no error
                 lines = [(n, _parse(path, n, line)) for n, line in enumerate(file, 1) if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ __all__ = [
     "collect_options",
     "letter_options",
     "output_options",
+    "own_file",
     "progress_option",
     "report_option",
     "store_options",
@@ -305,10 +307,17 @@ checkpoint_option = click.option(
     "Where its URL begins as the array's does, the --storage-option are its options too.",
 )
 
+
+def own_file(_ctx: click.Context, _param: click.Parameter, file: str | None) -> str | None:
+    """Return a path with the home directory in place of ``~``, which shells leave alone in ``--out=~/file``."""
+    return None if file is None else os.path.expanduser(file)  # noqa: PTH111  # where there is no home, pathlib raises
+
+
 _LETTERS: list[Callable[[Command], Command]] = [
     click.option(
         "--dead-letters",
         metavar="FILE",
+        callback=own_file,
         help="Write each bad chunk as a line of JSON: index, region, attempts, category, message.",
     ),
     click.option(
@@ -321,8 +330,9 @@ _LETTERS: list[Callable[[Command], Command]] = [
 ]
 
 
-def _writable(_ctx: click.Context, _param: click.Parameter, file: str | None) -> str | None:
+def _writable(ctx: click.Context, param: click.Parameter, file: str | None) -> str | None:
     """Refuse before the work what could not be written after it."""
+    file = own_file(ctx, param, file)
     if file is not None and not Path(file).absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(Path(file).absolute().parent)!r} to put the page in")
     return file

@@ -19,6 +19,7 @@ from zarr_dask_stream.cli.options import (
     checkpoint_option,
     letter_options,
     output_options,
+    own_file,
     report_option,
     stream_options,
 )
@@ -45,7 +46,13 @@ __all__ = ["run"]
 @click.command(short_help="Call a function of your own on every chunk.")
 @click.argument("function", metavar="MODULE:FUNCTION")
 @stream_options
-@click.option("--out", default="-", metavar="FILE", help="Where the lines go. Default, and '-': standard output.")
+@click.option(
+    "--out",
+    default="-",
+    metavar="FILE",
+    callback=own_file,
+    help="Where the lines go. Default, and '-': standard output.",
+)
 @click.option("--ordered", is_flag=True, help="In grid order. Default: as they complete.")
 @checkpoint_option
 @letter_options

@@ -15,12 +15,14 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import math
 import os
 import socket
+import stat
 import types
 import uuid
 import zlib
@@ -28,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
 
 import filelock
 import fsspec
@@ -36,6 +39,7 @@ import numpy.typing as npt
 
 from zarr_dask_stream.errors import StoreError, UsageError
 from zarr_dask_stream.scalars import as_real, as_whole
+from zarr_dask_stream.source.secret import builtin_error, display_url, redact, secrets_in
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 
 __all__ = ["Checkpoint", "Completed", "Ledger", "decode_value", "encode_value", "fingerprint", "identity"]
@@ -322,12 +326,32 @@ class Checkpoint:
         Save after so many seconds, at the latest.
     storage_options : mapping, optional
         Options for the file system of the URL.
+
+    Examples
+    --------
+    >>> import tempfile, zarr
+    >>> import zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ledger = Checkpoint(url=f"{folder}/job.ledger", every_s=1.0)
+    ...     first = zds.stream_chunks(array, concurrency=1, checkpoint=ledger).run()
+    ...     again = zds.stream_chunks(array, concurrency=1, checkpoint=ledger).run()
+    >>> first.emitted, again.emitted, again.resumed
+    (3, 0, 3)
     """
 
-    url: str | os.PathLike[str]
+    url: str | os.PathLike[str] = field(repr=False)
     every_chunks: int = 100_000
     every_s: float = 5.0
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint(url={self.shown!r}, every_chunks={self.every_chunks!r}, every_s={self.every_s!r})"
+
+    @property
+    def shown(self) -> str:
+        """The URL without credentials."""
+        return display_url(os.fspath(self.url))
 
     @property
     def token(self) -> str:
@@ -338,6 +362,10 @@ class Checkpoint:
         # Callers need not be typed.
         if not isinstance(self.url, (str, os.PathLike)) or not os.fspath(self.url):  # type: ignore[redundant-expr]
             raise UsageError(f"checkpoint is the URL or path of a ledger, got {self.url!r}")
+        try:
+            _ = self.shown
+        except ValueError as error:
+            raise UsageError(f"checkpoint is the URL or path of a ledger, got a senseless URL: {error}") from None
         if (as_whole(self.every_chunks) or 0) < 1 or (as_real(self.every_s) or 0.0) <= 0:
             raise UsageError(
                 "checkpoint: every_chunks is a number of chunks and every_s of seconds, both greater than 0, got "
@@ -370,6 +398,8 @@ class _LocalPlace:
     def hold(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if Path(f"{self._path}.lock").is_symlink():  # older file locks follow it, and empty what they find
+                raise StoreError(f"the ledger {self._path} can't be used: its lock is a link; remove {self._path}.lock")
             self._lock.acquire()
         except filelock.Timeout:
             raise UsageError(
@@ -380,15 +410,29 @@ class _LocalPlace:
 
     def read(self) -> bytes | None:
         try:
-            return self._path.read_bytes()
+            # A pipe would wait for somebody who writes, and a device may have no end.
+            fd = os.open(self._path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"the ledger {self._path} can't be read: {error}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StoreError(
+                    f"the ledger {self._path} can't be read: it is not a file; choose another place for it"
+                )
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(fd)
 
     def write(self, document: bytes) -> None:
         # Always the same name, as whoever holds the lock writes alone: what a killed run leaves, the next one uses up.
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
-            with temporary.open("wb") as file:
+            # Made anew: what lies there may be a link that somebody else has left, to a file that is not theirs.
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
                 file.write(document)
                 file.flush()
                 os.fsync(file.fileno())
@@ -407,6 +451,7 @@ class _RemotePlace:
     exclusive = False
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
+        self._url, self._secrets = display_url(url), secrets_in(url, storage_options)
         self._fs, self._path = fsspec.core.url_to_fs(url, **storage_options)
 
     def hold(self) -> None:
@@ -414,13 +459,23 @@ class _RemotePlace:
 
     def read(self) -> bytes | None:
         self._fs.invalidate_cache()
-        try:
-            return bytes(self._fs.cat_file(self._path))
-        except FileNotFoundError:
-            return None
+        return self._call(lambda: bytes(self._fs.cat_file(self._path)), "reading")
 
     def write(self, document: bytes) -> None:
-        self._fs.pipe_file(self._path, document)
+        self._call(lambda: self._fs.pipe_file(self._path, document), "writing")
+
+    def _call(self, work: Callable[[], Any], what: str) -> Any:
+        """Do something with the file system, whose errors may show all that it was opened with."""
+        problem: OSError
+        try:
+            return work()
+        except FileNotFoundError:
+            if what == "reading":
+                return None
+            problem = OSError(errno.ENOENT, f"{what} {self._url}: there is no such place")
+        except Exception as error:  # noqa: BLE001  # client libraries raise anything
+            problem = builtin_error(error, f"{what} {self._url}", self._secrets)
+        raise problem  # outside the handler: no context, which could hold credentials
 
     def release(self) -> None:
         """Nothing is held."""
@@ -478,7 +533,7 @@ class Ledger:
         """
         self._place.hold()
         try:
-            raw = self._place.read()
+            raw = self._read()
             if raw is not None:
                 self._load(raw, wall_s)
             self.save(now, wall_s)
@@ -486,8 +541,15 @@ class Ledger:
             self._place.release()
             raise
 
+    def _read(self) -> bytes | None:
+        try:
+            raw: bytes | None = self._place.read()
+        except OSError as error:
+            raise StoreError(f"the ledger {self._checkpoint.shown} can't be read: {error}") from error
+        return raw
+
     def _load(self, raw: bytes, wall_s: float) -> None:
-        url = self._checkpoint.url
+        url = self._checkpoint.shown
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -530,7 +592,7 @@ class Ledger:
         fresh = isinstance(beat, (int, float)) and beat > wall_s - _STALE_S
         if fresh and not _is_dead(str(owner)):
             raise UsageError(
-                f"another run ({_cut(owner)}) is using the ledger {self._checkpoint.url}: wait for it, or give this "
+                f"another run ({_cut(owner)}) is using the ledger {self._checkpoint.shown}: wait for it, or give this "
                 f"run a ledger of its own. If that run was killed, its hold ends {_STALE_S:.0f} s after its last save"
             )
 
@@ -574,7 +636,7 @@ class Ledger:
             self._place.write(json.dumps(document, separators=(",", ":")).encode())
         except OSError as error:
             raise StoreError(
-                f"the ledger {self._checkpoint.url} can't be written: {error}. What was saved before is intact"
+                f"the ledger {self._checkpoint.shown} can't be written: {error}. What was saved before is intact"
             ) from error
         self._saved_at = now
         self._saved_count = len(self.done)
@@ -597,14 +659,20 @@ class Ledger:
 
 def _place(checkpoint: Checkpoint) -> _Place:
     url = os.fspath(checkpoint.url)
-    if "://" not in url and "::" not in url:
-        return _LocalPlace(Path(url))
     if url.startswith("file://"):
-        return _LocalPlace(Path(url.removeprefix("file://")))
+        return _LocalPlace(Path(unquote(urlsplit(url).path)))
+    if "://" not in url and "::" not in url:
+        return _LocalPlace(Path(os.path.expanduser(url)))  # noqa: PTH111  # where there is no home, pathlib raises
+    secrets = secrets_in(url, checkpoint.storage_options)
+    problem: Exception
     try:
         return _RemotePlace(url, checkpoint.storage_options)
     except (ImportError, ValueError) as error:
-        raise UsageError(f"checkpoint: {error}") from error
+        problem = UsageError(f"checkpoint: {redact(str(error), secrets)}")
+    except Exception as error:  # noqa: BLE001  # client libraries raise anything; some connect at once
+        shown = f"opening {checkpoint.shown}"
+        problem = StoreError(f"the ledger can't be used: {builtin_error(error, shown, secrets)}")
+    raise problem  # outside the handler: no context, which could hold credentials
 
 
 def _is_dead(owner: str) -> bool:

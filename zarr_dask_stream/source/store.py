@@ -221,12 +221,17 @@ def _parse_place(place: str | os.PathLike[str], options: dict[str, Any]) -> Stor
 
 
 def _local(path: str) -> StoreSpec:
+    path = os.path.expanduser(path)  # noqa: PTH111  # where there is no home, pathlib raises
     path = os.path.abspath(path)  # noqa: PTH100  # pathlib would keep '..', and make two stores of one
     kind = "zip" if path.endswith(".zip") and not Path(path).is_dir() else "local"
     return StoreSpec(kind, path, digest(f"{kind}:{path}".encode()), payload=Sealed(path))
 
 
 def _parse_url(url: str, options: dict[str, Any]) -> StoreSpec:
+    try:
+        urlsplit(url.rpartition("::")[2])
+    except ValueError as error:
+        raise UsageError(f"expected a URL or a path, got a senseless URL: {error}") from None
     if url.endswith(".zip") and "::" not in url:
         protocol = url.partition("://")[0]
         url, options = f"zip::{url}", ({protocol: options} if options else {})

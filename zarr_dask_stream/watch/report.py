@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ class Report(Account):
     time : dict of str to float
         Seconds by phase. "fetch" (waiting for the store), "decode" and "compute" (functions, and what a target
         costs) are summed over the workers' threads;
-        "schedule" and "transfer" over tasks (what a task took beyond its work, and its results' way
-        to the client); "consumer" is how long the stream waited for whoever iterates.
+        "queue", "schedule" and "transfer" over tasks: waiting for a thread while others of the run had them all,
+        which costs nothing; what else Dask took; the results' way to the client. "consumer" is how long the stream
+        waited for whoever iterates.
     dead_letters : list of DeadLetter
         The chunks that were given up, as many as `dead_lettered`.
     workers : dict of str to WorkerShare
@@ -140,7 +142,7 @@ class Report(Account):
         ...     print(Report().to_html(f"{folder}/report.html").name)
         report.html
         """
-        target = Path(path)
+        target = Path(os.path.expanduser(path))  # noqa: PTH111  # where there is no home, pathlib raises
         target.write_text(whole_page(self, self.history, self.chunkmap), encoding="utf-8")
         return target
 
