@@ -10,6 +10,7 @@ command's. Ctrl-C and SIGTERM go to the command first, which gives up its work i
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -23,10 +24,19 @@ from pathlib import Path
 
 _START_S = 60.0
 _STOP_S = 10.0
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+ADVICE = "activate the environment that has zarr-dask-stream"
 
 
 class StartError(Exception):
     """A part of the cluster did not come up."""
+
+
+def end_with_parent() -> None:
+    """Ask Linux to send SIGTERM when the process that started this one is killed, which can't do so itself."""
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
@@ -37,7 +47,13 @@ def part(name: str, command: Sequence[str], logs: Path, env: Mapping[str, str]) 
     """
     with (logs / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=env
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=env,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  # it takes no lock
         )
     try:
         yield process
@@ -81,13 +97,15 @@ def cluster(options: argparse.Namespace, logs: Path) -> Iterator[str]:
             name = f"worker-{number}"
             command = ["dask", "worker", address, "--name", name, "--host", options.host]
             command += ["--nthreads", str(options.threads), "--memory-limit", options.memory, "--no-dashboard"]
+            # Without an address, what a worker says of itself over HTTP would be on all interfaces.
+            command += ["--dashboard-address", "127.0.0.1:0"]
             stack.enter_context(part(name, [*command, "--local-directory", str(logs)], logs, env))
         yield address
 
 
 def run(command: Sequence[str], env: Mapping[str, str]) -> int:
     """Run the command in the foreground and return its exit code."""
-    job = subprocess.Popen(command, env=env)
+    job = subprocess.Popen(command, env=env, preexec_fn=end_with_parent)  # noqa: PLW1509  # it takes no lock
     # Ctrl-C reaches the command by itself, as it shares our terminal; SIGTERM is for us to pass on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: job.terminate())
@@ -129,7 +147,10 @@ def main() -> int:
             print(f"scheduler at {address}, {options.workers} worker(s) starting", file=sys.stderr)
             words = [word.replace("{scheduler}", address) for word in options.command]
             return run(words, environment(options.tls))
-        except (StartError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
+            print(f"run.py: there is no command {error.filename} here: {ADVICE}", file=sys.stderr)
+            return 3
+        except StartError as error:
             print(f"run.py: {error}", file=sys.stderr)
             return 3
         except KeyboardInterrupt:

@@ -14,7 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
+from chaos.scene import write_rows
 from cluster.streaming import CHUNK_COUNT, pattern, write_array
+from deploy.listening import SCRIPT
+from deploy.midrun import COUNT, answer_in, stats, wait_for_progress
 from realparts.process import Process, wait_until
 
 pytestmark = [pytest.mark.cluster]
@@ -91,3 +94,38 @@ def test_cluster_that_can_not_start_says_why(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "the scheduler did not start" in done.stderr
     assert not still_running(tmp_path / "logs")
+
+
+def test_command_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> None:
+    done = run(tmp_path, "no-such-command")
+    assert done.returncode == 3
+    assert "no command no-such-command here: activate the environment" in done.stderr
+
+
+def test_everybody_listens_on_loopback_alone(tmp_path: Path) -> None:
+    done = run(tmp_path, sys.executable, SCRIPT, "{scheduler}", "2")
+    assert done.returncode == 0, done.stderr
+    said: dict[str, list[str]] = json.loads(done.stdout)
+    assert len(said) == 3
+    assert {address for addresses in said.values() for address in addresses} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent is dead")
+def test_killed_without_warning_it_leaves_no_cluster_and_goes_on_from_the_ledger(tmp_path: Path) -> None:
+    url, ledger, logs = tmp_path / "rows.zarr", tmp_path / "stats.ledger", tmp_path / "logs"
+    data = write_rows(str(url), COUNT)
+    job = command(logs, "zds", *stats(url, ledger, "{scheduler}"))
+    first = Process.start("first", job, folder=tmp_path, env=environment())
+    try:
+        wait_for_progress(first, ledger)
+    finally:
+        first.popen.kill()
+        first.popen.wait()
+    wait_until(lambda: not still_running(logs), what="the end of scheduler and workers", timeout_s=30.0)
+    done = subprocess.run(job, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = answer_in(done.stdout)
+    assert 0 < answer["report"]["resumed"] < COUNT
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
