@@ -11,9 +11,11 @@ import click
 from mkdocs.plugins import event_priority
 
 from zarr_dask_stream.cli.command import zds
+from zarr_dask_stream.source.codec import _FILTERS
+from zarr_dask_stream.source.inflate import BYTES_CODECS, COMPRESSORS
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS, SOAK = "<!-- commands -->", "<!-- soak -->"
+COMMANDS, SOAK, CODECS = "<!-- commands -->", "<!-- soak -->", "<!-- codecs -->"
 LONG_NAME = re.compile(r"(?<=<code>)tests/[\w/]+\.py::\w+(?=</code>)")
 PICTURE = re.compile(r"<!-- (\w+\.md): (.+) -->")
 
@@ -35,6 +37,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = PICTURE.sub(lambda found: picture(found[1], found[2]), markdown)
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, commands())
+    if CODECS in markdown:
+        markdown = markdown.replace(CODECS, codecs())
     if SOAK in markdown:
         found = json.loads((ROOT / "tests/chaos/soak.json").read_text(encoding="utf-8"))
         markdown = markdown.replace(SOAK, soak(found))
@@ -58,6 +62,18 @@ def commands() -> str:
         context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
         parts.append(f"## zds {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
+
+
+def codecs() -> str:
+    """Return the codecs that are compiled, by kind, as a table."""
+    kinds = {
+        "Compressors": COMPRESSORS,
+        "Checksums and the like": BYTES_CODECS - COMPRESSORS,
+        "Filters": _FILTERS,
+        "Of format 3": {"bytes", "transpose", "sharding_indexed"},
+    }
+    rows = [f"| {kind} | {', '.join(f'`{name}`' for name in sorted(names))} |" for kind, names in kinds.items()]
+    return "\n".join(["| Kind | Codecs |", "|---|---|", *rows])
 
 
 def soak(found: dict[str, Any]) -> str:

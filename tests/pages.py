@@ -97,6 +97,23 @@ class Page:
                 assert fits, f"{self.name}, line {block.line}: it says\n{code}and the code before it prints\n{said}"
         return printed
 
+    @property
+    def anchors(self) -> set[str]:
+        """Names of its headings in links."""
+        headings = re.findall(r"^#+ +(.+)$", self.prose, re.MULTILINE)
+        words = (re.sub(r"\]\([^)]*\)|[^\w\s-]", "", heading).strip().lower() for heading in headings)
+        return {re.sub(r"\s", "-", heading) for heading in words}
+
+    def dangling(self) -> list[str]:
+        """Return links to files or headings that are not there."""
+        found = []
+        for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)", self.prose):
+            path, _, anchor = link.partition("#")
+            target = (self.path.parent / path).resolve() if path else self.path
+            known = target.exists() and (not anchor or target.suffix != ".md" or anchor in Page(target).anchors)
+            found += [] if known else [link]
+        return found
+
     def links(self) -> list[str]:
         """Return where the links and pictures lead that are no addresses on the web."""
         return re.findall(r"\]\((?!https?:|#)([^)\s]+)", self.prose)
