@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import struct
 import threading
@@ -19,6 +20,7 @@ import numcodecs
 import numpy as np
 import pytest
 import zarr
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from obstore.store import S3Store
@@ -54,6 +56,15 @@ def _write(place: Any, **options: Any) -> Any:
         array = zarr.create_array(place, shape=(400, 100), chunks=(100, 100), dtype="f8", **options)
     array[...] = DATA
     return array
+
+
+@contextmanager
+def peaking(nbytes: int) -> Iterator[None]:
+    """Fail where this process grows by more, beyond the most it ever had: memory of C libraries counts, too."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < nbytes, f"{grown:,} bytes more"
 
 
 def _sparse(file: Path, nbytes: int = TERABYTE) -> None:
@@ -185,6 +196,72 @@ def test_an_index_that_would_fill_the_memory(tmp_path: Path, per_shard: int) -> 
     file.write_text(json.dumps(document))
     with bounded(MOST_BYTES), pytest.raises(MetadataError, match=r"a shard of [0-9,]+ chunks|one chunk of shape"):
         list(read_chunks(open_array(tmp_path / "a"), [0]))
+
+
+# -- chains of codecs ------------------------------------------------------------------------------------------------
+
+
+def _bomb() -> bytes:
+    return zstandard.ZstdCompressor().compress(bytes(1 << 28))
+
+
+def _in_a_shard(body: bytes) -> bytes:
+    """Put a body into a shard of two chunks, of which the other is not stored."""
+    return body + struct.pack("<4Q", 0, len(body), 2**64 - 1, 2**64 - 1)
+
+
+def test_a_bomb_in_a_shard_within_a_shard() -> None:
+    inner = ShardingCodec(chunk_shape=(5,), codecs=[BytesCodec(), ZstdCodec()], index_codecs=[BytesCodec()])
+    outer = ShardingCodec(chunk_shape=(10,), codecs=[inner], index_codecs=[BytesCodec()])
+    store: dict[str, Any] = {}
+    zarr.create_array(store, shape=(20,), chunks=(20,), dtype="i4", serializer=outer, compressors=None, fill_value=3)
+    store["c/0"] = _in_a_shard(_in_a_shard(_bomb()))
+    with peaking(1 << 27):
+        first, second = read_chunks(open_array(store), [0, 1])
+    assert "expected 20 bytes of data, got 268435456" in str(first.error)
+    np.testing.assert_array_equal(np.asarray(second.data), np.full(10, 3))
+
+
+@pytest.mark.parametrize("wrapper", ["base64", "delta"])
+def test_a_bomb_behind_another_codec(wrapper: str) -> None:
+    outer: Any = numcodecs.Base64() if wrapper == "base64" else numcodecs.Delta("u1")
+    store: dict[str, Any] = {}
+    filters = [numcodecs.Zstd(), outer]
+    zarr.create_array(store, shape=(10,), chunks=(10,), dtype="i4", filters=filters, compressors=None, zarr_format=2)
+    store["0"] = bytes(outer.encode(np.frombuffer(_bomb(), "u1")))
+    with peaking(1 << 27):
+        if wrapper == "base64":
+            (read,) = read_chunks(open_array(store), [0])
+            assert "expected 40 bytes of data, got 268435456" in str(read.error)
+        else:
+            with pytest.raises(MetadataError, match="codec 'zstd' stands behind one that can't be undone here"):
+                list(read_chunks(open_array(store), [0]))
+
+
+@pytest.mark.parametrize("depth", [12, 100, 200])
+def test_shards_within_shards_without_end(depth: int) -> None:
+    store: dict[str, Any] = {}
+    zarr.create_array(store, shape=(4,), chunks=(4,), dtype="i4")
+    document = json.loads(store["zarr.json"].to_bytes())
+    for _ in range(depth):
+        inside = {"chunk_shape": [4], "codecs": document["codecs"], "index_codecs": ["bytes"]}
+        document["codecs"] = [{"name": "sharding_indexed", "configuration": inside}]
+    with pytest.raises(MetadataError, match="shards within shards, more than 8 deep"):
+        open_array({"zarr.json": json.dumps(document).encode()})
+
+
+@pytest.mark.parametrize("place", ["codecs", "index_codecs"])
+def test_codecs_are_checked_in_shards_within_shards(place: str) -> None:
+    store: dict[str, Any] = {}
+    zarr.create_array(store, shape=(4,), chunks=(4,), dtype="i4")
+    document = json.loads(store["zarr.json"].to_bytes())
+    for name in (place, "codecs"):
+        inside = {"chunk_shape": [4], "codecs": ["bytes"], "index_codecs": ["bytes"], name: document["codecs"]}
+        document["codecs"] = [{"name": "sharding_indexed", "configuration": inside}]
+        if name == place:
+            inside[place] = ["bytes", {"name": "numcodecs.pickle", "configuration": {}}]
+    with pytest.raises(MetadataError, match="codec 'pickle' runs whatever code"):
+        open_array({"zarr.json": json.dumps(document).encode()})
 
 
 # -- servers ------------------------------------------------------------------------------------------------------

@@ -32,15 +32,16 @@ from zarr_dask_stream.source.backend import ByteStore, check_key
 from zarr_dask_stream.source.grid import ChunkGrid
 from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.metadata import (
+    MAX_CODECS,
     ArraySummary,
     Node,
     brief,
     check_structure,
+    codecs_inside,
     dimension_names,
     find_node,
     join,
     read_document,
-    sharding,
     walk_arrays,
 )
 from zarr_dask_stream.source.secret import digest
@@ -60,8 +61,6 @@ __all__ = [
 #: Bytes counted for one element that is stored elsewhere than in its array (variable-length strings).
 _LOOSE_ITEM_BYTES = 64
 _MAX_NAMES = 12
-#: Each codec may make its input somewhat longer; that many can't make a bomb of it.
-_MAX_CODECS = 16
 #: Their index takes 256 MiB.
 _MAX_PER_SHARD = 1 << 24
 _quiet = ForkedLock()
@@ -427,20 +426,24 @@ def codec_list(node: Node) -> tuple[dict[str, Any], ...]:
 def _check_codecs(node: Node, where: str) -> None:
     try:
         codecs = codec_list(node)
-        inner = (sharding(node.document) if node.zarr_format == 3 else None) or {}
-        inside = [{"name": codec} if isinstance(codec, str) else codec for codec in inner.get("codecs", ())]
-        if max(len(codecs), len(inside)) > _MAX_CODECS:
-            raise MetadataError(
-                f"{where}: a chain of {max(len(codecs), len(inside))} codecs; at most {_MAX_CODECS} are undone"
-            )
+        if len(codecs) > MAX_CODECS:
+            raise MetadataError(f"{where}: a chain of {len(codecs)} codecs; at most {MAX_CODECS} are undone")
+        inside = () if node.zarr_format == 2 else _inside(codecs, where)
         if node.zarr_format == 2 and _is_for_objects(node.document.get("compressor")):
             raise MetadataError(f"{where}: codec {brief(codecs[-1]['id'])} is a filter, and stands for the compressor")
-        for codec in (*codecs, *inside):
+        for codec in inside or codecs:
             _check_codec(codec, node.zarr_format, where)
     except (KeyError, TypeError, AttributeError) as error:
         raise MetadataError(
             f"{where}: the codec chain is malformed: {type(error).__name__}: {brief(error, 200)}"
         ) from error
+
+
+def _inside(codecs: Sequence[Any], where: str) -> list[Mapping[str, Any]]:
+    try:
+        return list(codecs_inside(codecs))
+    except MetadataError as error:
+        raise MetadataError(f"{where}: {error}") from None
 
 
 def _is_for_objects(codec: Any) -> bool:

@@ -26,7 +26,7 @@ from zarr_dask_stream.source.array import ArraySpec, zarr_array
 from zarr_dask_stream.source.inflate import BYTES_CODECS, COMPRESSORS, Buffer, Size, Step, build_step, encoded_size
 from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.memory import lend_array
-from zarr_dask_stream.source.metadata import brief, sharding
+from zarr_dask_stream.source.metadata import brief, codecs_inside, sharding
 
 __all__ = [
     "Codec",
@@ -63,6 +63,7 @@ _STORED_SLACK_BYTES = 1 << 20
 #: bytes of index for each element, and a compressor's header, at its worst.
 _WIDENED_FACTOR = 64
 _KEEP_WIDTH = frozenset({*BYTES_CODECS, "bytes", "transpose", "bitround", "packbits"})
+_EMPTY = 2**64 - 1  # offset and length of a chunk that is not stored in a shard
 #: What libraries raise for a configuration that is not as they expect it.
 _NONSENSE = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
 
@@ -227,12 +228,16 @@ def _chain_of(spec: ArraySpec) -> list[dict[str, Any]]:
 
 
 def _compile_v3(spec: ArraySpec) -> Decode:
-    return _compile_codecs(_chain_of(spec), spec.dtype, spec.chunks)
+    return _compile_codecs(_chain_of(spec), spec.dtype, spec.chunks, spec.fill)
 
 
-def _compile_codecs(codecs: Sequence[Mapping[str, Any]], dtype: np.dtype[Any], shape: tuple[int, ...]) -> Decode:
+def _compile_codecs(
+    codecs: Sequence[Mapping[str, Any]], dtype: np.dtype[Any], shape: tuple[int, ...], fill: Array
+) -> Decode:
     need_plain(dtype)
     names = [codec["name"] for codec in codecs]
+    if "sharding_indexed" in names:
+        return _compile_shard(codecs, dtype, shape, fill)
     if "bytes" not in names:
         raise UnknownCodec(str(names))
     split = names.index("bytes")
@@ -247,6 +252,51 @@ def _compile_codecs(codecs: Sequence[Mapping[str, Any]], dtype: np.dtype[Any], s
     filters = [numcodecs_name(codec, dtype) for codec in before]
     _check_filters(filters, after, stored == dtype)
     return _assemble(_chain_step([*filters, *after], stored, shape), stored, shape, None, native=dtype)
+
+
+def _compile_shard(
+    codecs: Sequence[Mapping[str, Any]], dtype: np.dtype[Any], shape: tuple[int, ...], fill: Array
+) -> Decode:
+    """Compile a chain that makes a shard of one chunk: its parts are held to their own lengths, which zarr does not."""
+    split = [codec["name"] for codec in codecs].index("sharding_indexed")
+    axes = transposition(codecs[:split], len(shape))
+    after = [numcodecs_name(codec, dtype) for codec in codecs[split + 1 :]]
+    if not all(codec.name in BYTES_CODECS for codec in after):
+        raise UnknownCodec(str(codecs))
+    limit = _WIDENED_FACTOR * math.prod(shape) * dtype.itemsize + _STORED_SLACK_BYTES
+    step = _outer_step(after, Size(limit, exact=False)) if after else bytes
+    decode = _shard(codecs[split]["configuration"], dtype, tuple(shape[axis] for axis in axes), fill)
+    back = tuple(np.argsort(axes).tolist())
+    return lambda raw: decode(step(raw)).transpose(back)
+
+
+def _shard(configuration: Mapping[str, Any], dtype: np.dtype[Any], shape: tuple[int, ...], fill: Array) -> Decode:
+    inner = tuple(configuration["chunk_shape"])
+    if len(inner) != len(shape) or any(n % c for n, c in zip(shape, inner, strict=True)):
+        raise UnknownCodec(str(inner))
+    per_shard = tuple(n // c for n, c in zip(shape, inner, strict=True))
+    codecs = [{"name": codec} if isinstance(codec, str) else codec for codec in configuration["codecs"]]
+    decode = _compile_codecs(codecs, dtype, inner, fill)
+    index, index_nbytes = compile_index(configuration.get("index_codecs", ()), per_shard)
+    at_start = configuration.get("index_location", "end") == "start"
+
+    def decoded(raw: Buffer) -> Array:
+        view = memoryview(raw)
+        if len(view) < index_nbytes:
+            raise CorruptChunkError(f"expected an index of {index_nbytes} bytes, got {len(view)} bytes in all")
+        table = index(view[:index_nbytes] if at_start else view[-index_nbytes:]).reshape(-1, 2)
+        out = lend_array(shape, dtype)
+        out[...] = fill
+        for place, (offset, length) in zip(np.ndindex(per_shard), table.tolist(), strict=True):
+            if offset == length == _EMPTY:
+                continue
+            if offset + length > len(view):
+                raise CorruptChunkError(f"the index gives {offset} and {length} of {len(view)} bytes")
+            box = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, inner, strict=True))
+            out[box] = decode(view[offset : offset + length])
+        return out
+
+    return decoded
 
 
 def _check_filters(filters: Sequence[Codec], after: Sequence[Codec], native: bool) -> None:
@@ -465,7 +515,22 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
         keys = {"name": "default", "configuration": {"separator": "."}}
         document.update(shape=list(spec.chunks), codecs=chain, chunk_grid=grid, chunk_key_encoding=keys)
         document.pop("dimension_names", None)
+    _refuse_hidden(document, spec.url)
     return _outer_step(outer[::-1], size), document
+
+
+def _refuse_hidden(document: Mapping[str, Any], where: str) -> None:
+    """Refuse compressors that codecs not known here stand before: what they would inflate to, nobody could bound."""
+    if document["zarr_format"] == 2:
+        left = [codec["id"] for codec in (*(document.get("filters") or ()), document.get("compressor")) if codec]
+    else:
+        left = [codec["name"] for codec in codecs_inside(document["codecs"])]
+    hidden = [name for name in left if str(name).removeprefix("numcodecs.") in COMPRESSORS]
+    if hidden:
+        raise MetadataError(
+            f"{where}: codec {brief(hidden[0])} stands behind one that can't be undone here, in a chain of "
+            f"{brief(left)}, so that nothing would bound what it inflates to; rewrite the array with another chain"
+        )
 
 
 def _v2_codec(codec: Mapping[str, Any]) -> Codec:
@@ -520,5 +585,5 @@ def compile_index(codecs: Sequence[Mapping[str, Any] | str], per_shard: tuple[in
     named = [{"name": codec} if isinstance(codec, str) else codec for codec in codecs]
     if [codec["name"] for codec in named] not in (["bytes"], ["bytes", "crc32c"]):
         raise ValueError(f"a shard index encoded with {[codec['name'] for codec in named]} is not supported")
-    decode = _guarded(_compile_codecs(named, np.dtype("u8"), shape))
+    decode = _guarded(_compile_codecs(named, np.dtype("u8"), shape, np.zeros((), np.uint64)))
     return decode, math.prod(shape) * 8 + (4 if len(named) == 2 else 0)

@@ -320,7 +320,7 @@ class LocalFiles(ByteStore):
             folder = folders.pop()
             lead = f"{folder}/" if folder else ""
             for entry in self._scan(folder):
-                is_folder = entry.is_dir()
+                is_folder = _is_folder(entry)
                 if with_folders or not is_folder:
                     yield lead + entry.name
                 if is_folder and (not entry.is_symlink() or self._first_visit(lead + entry.name, linked)):
@@ -339,9 +339,20 @@ class LocalFiles(ByteStore):
         """Return the folders and the files directly below `prefix`."""
         folders: list[str] = []
         keys: list[str] = []
-        for entry in self._scan(prefix.strip("/")):
-            (folders if entry.is_dir() else keys).append(entry.name)
+        folder = prefix.strip("/")
+        for entry in self._scan(folder):
+            if not _is_folder(entry):
+                keys.append(entry.name)
+            elif not (entry.is_symlink() and self._leads_back(folder, entry.name)):
+                folders.append(entry.name)
         return folders, keys
+
+    def _leads_back(self, folder: str, name: str) -> bool:
+        """Whether a link in `folder` leads to that folder, or to one above it: whoever follows it goes round."""
+        parts = folder.split("/") if folder else []
+        above = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+        there = os.stat(self._root + "/".join([*parts, name]))  # noqa: PTH116  # as above
+        return any(os.path.samestat(there, os.stat(self._root + place)) for place in above)  # noqa: PTH116  # as above
 
     def _scan(self, folder: str) -> list[os.DirEntry[str]]:
         try:
@@ -350,6 +361,13 @@ class LocalFiles(ByteStore):
         except (FileNotFoundError, NotADirectoryError):
             self._check_root()
             return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead to one another, and nowhere
+        return False
 
 
 @functools.lru_cache(maxsize=1)

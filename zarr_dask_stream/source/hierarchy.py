@@ -9,7 +9,7 @@ from typing import Any
 
 from zarr_dask_stream.errors import StoreError
 from zarr_dask_stream.source.backend import ByteStore
-from zarr_dask_stream.source.metadata import Node, consolidated, find_node, join, read_document
+from zarr_dask_stream.source.metadata import MOST_DEEP, Node, consolidated, find_node, join, read_document
 from zarr_dask_stream.source.store import StoreSpec
 
 __all__ = ["Hierarchy", "consolidate", "group_documents", "walk_hierarchy"]
@@ -101,6 +101,8 @@ def _walk(store: ByteStore, found: Hierarchy, below: str, node: Node) -> None:
         return  # below an array there are only chunks
     found.groups[below] = _attributes(store, full, node)
     folders, _ = store.list_dir(full)
+    if folders and below.count("/") >= MOST_DEEP:
+        raise StoreError(f"{store.url} has groups within groups, more than {MOST_DEEP} deep; name one further down")
     for folder in sorted(folders):
         child = find_node(store, join(full, folder), found.zarr_format)
         if child is not None:

@@ -236,6 +236,7 @@ _SAME_SIZE: dict[str, Callable[[Mapping[str, Any], Size], Step]] = {
     "adler32": _numcodec("adler32"),
     "fletcher32": _numcodec("fletcher32"),
     "shuffle": _numcodec("shuffle"),
+    "base64": _numcodec("base64"),
 }
 _GROWTH = {"crc32c": 4, "crc32": 4, "adler32": 4, "fletcher32": 4, "shuffle": 0}
 BYTES_CODECS = frozenset({*_DECOMPRESSORS, *_SAME_SIZE})
@@ -252,5 +253,7 @@ def encoded_size(name: str, size: Size) -> Size:
     """Return what is known of the codec's *input* when decoding, from the size of its output."""
     if name in _GROWTH:
         return Size(size.limit + _GROWTH[name], size.exact)
+    if name == "base64":
+        return Size(-(-size.limit // 3) * 4, exact=False)
     # A compressor's output has no fixed size. Where nothing can be gained, bzip2 adds most: one percent.
     return Size(size.limit + size.limit // 32 + (1 << 16), exact=False)

@@ -21,6 +21,7 @@ __all__ = [
     "Node",
     "brief",
     "check_structure",
+    "codecs_inside",
     "consolidated",
     "consolidated_arrays",
     "dimension_names",
@@ -33,9 +34,14 @@ __all__ = [
 
 #: Documents that are longer are refused before they are read. Consolidated metadata of ten thousand arrays fit.
 MAX_DOCUMENT_BYTES = 1 << 26
+#: Groups within groups that are walked through; what is deeper can still be named.
+MOST_DEEP = 64
 _MAX_LENGTH = 2**63 - 1
 _MAX_CHUNK_BYTES = 1 << 40
 _MAX_AXES = 32
+#: Each codec may make its input somewhat longer; that many can't make a bomb of it.
+MAX_CODECS = 16
+_MAX_NESTED = 8
 _MAX_ITEM_BYTES = 1 << 24
 # The types whose name says their length: raw bits, and NumPy's text, bytes and voids.
 _LONG = re.compile(r"(?:(?=r)|[<>|=])([rSUVa])(\d+)")
@@ -339,6 +345,35 @@ def sharding(document: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def codecs_inside(codecs: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Walk the codecs of a chain of version 3, and those of the shards in it.
+
+    Raises
+    ------
+    MetadataError
+        If there are shards within shards without end, or a chain is too long.
+    TypeError, KeyError, AttributeError
+        If it is malformed.
+
+    Examples
+    --------
+    >>> inner = {"name": "sharding_indexed", "configuration": {"codecs": ["bytes", {"name": "zstd"}]}}
+    >>> [codec["name"] for codec in codecs_inside([inner, {"name": "crc32c"}])]
+    ['sharding_indexed', 'bytes', 'zstd', 'crc32c']
+    """
+    if len(codecs) > MAX_CODECS:
+        raise MetadataError(f"a chain of {len(codecs)} codecs; at most {MAX_CODECS} are undone")
+    if depth > _MAX_NESTED:
+        raise MetadataError(f"shards within shards, more than {_MAX_NESTED} deep; no more are read")
+    for codec in codecs:
+        named = {"name": codec} if isinstance(codec, str) else codec
+        yield named
+        if named["name"] == "sharding_indexed":
+            configuration = named.get("configuration") or {}
+            for chain in ("codecs", "index_codecs"):
+                yield from codecs_inside(configuration.get(chain) or (), depth + 1)
+
+
 # -- listings -------------------------------------------------------------------------------------
 
 
@@ -387,7 +422,18 @@ def consolidated_arrays(version: int, key: str, nodes: Mapping[str, Any]) -> Ite
 
 
 def _walk_folders(store: ByteStore, path: str) -> Iterator[ArraySummary]:
-    folders, keys = store.list_dir(path)
+    waiting = [path]
+    while waiting:
+        here = waiting.pop()
+        folders, keys = store.list_dir(here)
+        array = _array_among(store, here, keys)
+        if array is not None:
+            yield summarize(array, here)  # below an array there are only chunks
+        elif here.count("/") < MOST_DEEP:
+            waiting += [join(here, folder) for folder in sorted(folders, reverse=True)]
+
+
+def _array_among(store: ByteStore, path: str, keys: Sequence[str]) -> Node | None:
     for key in ("zarr.json", ".zarray"):
         if key in keys:
             try:
@@ -395,7 +441,5 @@ def _walk_folders(store: ByteStore, path: str) -> Iterator[ArraySummary]:
             except StoreError:
                 continue
             if node is not None and node.is_array:
-                yield summarize(node, path)
-                return  # below an array there are only chunks
-    for folder in sorted(folders):
-        yield from _walk_folders(store, join(path, folder))
+                return node
+    return None
