@@ -17,7 +17,7 @@ from zarr_dask_stream.cli.options import (
     report_option,
     stream_options,
 )
-from zarr_dask_stream.cli.present import exit_code, facts, print_json, report_facts, screen, show, warn
+from zarr_dask_stream.cli.present import exit_code, facts, print_json, printable, report_facts, screen, show, warn
 from zarr_dask_stream.errors import StoreNotFoundError
 from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.hierarchy import Hierarchy, walk_hierarchy
@@ -137,7 +137,7 @@ def _show(job: Job, *, verified: bool) -> None:
     console, total = screen(), job.total
     done = [one for one in job.arrays if one.report is not None]
     what = "" if job.single else f"{len(done):,} of {len(job.arrays):,} arrays of "
-    line = Text(f"{what}{join(job.source.store.url, job.source.path)} to {job.place.url}", style="bold")
+    line = Text(printable(f"{what}{join(job.source.store.url, job.source.path)} to {job.place.url}"), style="bold")
     console.print(line, soft_wrap=True)
     if not job.single:
         for one in done:

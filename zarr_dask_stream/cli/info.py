@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from zarr_dask_stream.cli.options import StoreRequest, output_options, store_options
-from zarr_dask_stream.cli.present import facts, one_line, print_json, screen, show
-from zarr_dask_stream.errors import StoreError
+from zarr_dask_stream.cli.present import facts, one_line, print_json, printable, screen, show
+from zarr_dask_stream.errors import StoreError, UsageError
 from zarr_dask_stream.source.array import ArraySpec, ArraySummary, list_arrays, locate, open_array
 from zarr_dask_stream.source.metadata import join
 from zarr_dask_stream.source.reader import stored_numbers
@@ -148,7 +148,7 @@ def _describe_or_blame(request: StoreRequest, summary: ArraySummary, *, stored: 
     """Describe one array of a group; a damaged one must not hide the others."""
     try:
         return _describe(_open(request, summary.path), stored=stored)
-    except (StoreError, OSError) as error:
+    except (StoreError, UsageError, OSError) as error:  # a name that leads out of the store is wrong usage
         return {"path": summary.path, "error": one_line(error)}
 
 
@@ -161,7 +161,7 @@ def _group_table(found: list[dict[str, Any]], *, stored: bool) -> Table:
         table.add_column(title, justify="right", overflow="fold")
     for about in found:
         if "error" in about:
-            table.add_row(Text(about["path"]), Text(about["error"], style="red"))
+            table.add_row(Text(printable(about["path"])), Text(about["error"], style="red"))
             continue
         shards = f" in {_shape(about['shard_shape'])}" if about["sharded"] else ""
         cells = [
@@ -174,5 +174,5 @@ def _group_table(found: list[dict[str, Any]], *, stored: bool) -> Table:
             human_bytes(about["nbytes"]),
         ]
         cells += [f"{about['chunks_stored']:,}"] if stored else []
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -16,7 +17,22 @@ from rich.text import Text
 
 from zarr_dask_stream.watch.report import Report
 
-__all__ = ["exit_code", "facts", "one_line", "page_of", "plain", "print_json", "report_facts", "screen", "show", "warn"]
+__all__ = [
+    "exit_code",
+    "facts",
+    "one_line",
+    "page_of",
+    "plain",
+    "print_json",
+    "printable",
+    "report_facts",
+    "screen",
+    "show",
+    "warn",
+]
+
+#: What a terminal obeys instead of showing it: control characters, and those that turn the direction of text.
+_OBEYED = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class _Reported(Protocol):
@@ -66,7 +82,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
     table.add_column(justify="right", style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in rows:
-        table.add_row(Text(label), Text(value))
+        table.add_row(Text(printable(label)), Text(printable(value)))
     return table
 
 
@@ -77,7 +93,19 @@ def report_facts(report: Report) -> list[tuple[str, str]]:
 
 def print_json(value: Any, *, err: bool = False) -> None:
     """Print one JSON object; NaN and infinities, which JSON lacks, become null."""
-    click.echo(json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False), err=err)
+    text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    click.echo(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text), err=err)
+
+
+def printable(text: str) -> str:
+    r"""Write out what a terminal would obey: names come from stores, and those from anybody.
+
+    Examples
+    --------
+    >>> print(printable("t2m\x1b[2J, größer"))
+    t2m\x1b[2J, größer
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def plain(value: Any) -> Any:
@@ -101,9 +129,9 @@ def plain(value: Any) -> Any:
 
 def one_line(error: BaseException) -> str:
     """Return what an error says as one line, or what it is where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def warn(text: str) -> None:
     """Say something on standard error that belongs to no result."""
-    click.secho(text, fg="yellow", err=True)
+    click.secho(printable(text), fg="yellow", err=True)

@@ -37,7 +37,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from zarr_dask_stream.errors import StoreError, UsageError
+from zarr_dask_stream.errors import LedgerInUseError, StoreError, UsageError
 from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.secret import builtin_error, display_url, redact, secrets_in
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
@@ -402,7 +402,7 @@ class _LocalPlace:
                 raise StoreError(f"the ledger {self._path} can't be used: its lock is a link; remove {self._path}.lock")
             self._lock.acquire()
         except filelock.Timeout:
-            raise UsageError(
+            raise LedgerInUseError(
                 f"another run is using the ledger {self._path}: wait for it, or give this run a ledger of its own"
             ) from None
         except OSError as error:
@@ -591,7 +591,7 @@ class Ledger:
         beat = document.get("heartbeat")
         fresh = isinstance(beat, (int, float)) and beat > wall_s - _STALE_S
         if fresh and not _is_dead(str(owner)):
-            raise UsageError(
+            raise LedgerInUseError(
                 f"another run ({_cut(owner)}) is using the ledger {self._checkpoint.shown}: wait for it, or give this "
                 f"run a ledger of its own. If that run was killed, its hold ends {_STALE_S:.0f} s after its last save"
             )

@@ -106,7 +106,10 @@ class Finisher:
         problem = self._store_problem()
         if problem is not None:
             return self.failed(number, problem, fetch_s)
-        data = self._filled(index) if self._fill else None
+        try:
+            data = self._filled(index) if self._fill else None
+        except MemoryError as error:
+            return self.failed(number, error, fetch_s)
         return ChunkRead(number, data, True, None, 0, fetch_s, perf_counter() - begin)
 
     def _store_problem(self) -> Exception | None:
