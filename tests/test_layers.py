@@ -27,7 +27,7 @@ PURE = {
     *("grid", "selection", "shuffle", "samples", "hedging", "windows", "answers"),
     *("retry", "window", "batching", "throttle"),
     *("instructions", "waiting", "quarantine", "queueing", "copies", "isolation", "health", "dispatch", "supervisor"),
-    *("account", "chunkmap", "history", "report", "snapshot", "figures", "board"),
+    *("account", "chunkmap", "causes", "history", "report", "snapshot", "figures", "board"),
 }
 IMPURE_LIBRARIES = {"asyncio", "concurrent", "logging", "secrets", "socket", "subprocess", "threading", "time"}
 

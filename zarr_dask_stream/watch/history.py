@@ -7,8 +7,7 @@ ten hours takes no more memory than one of ten minutes.
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,9 @@ from zarr_dask_stream.engine.events import (
     WorkerRetired,
 )
 from zarr_dask_stream.errors import UsageError
+from zarr_dask_stream.watch.causes import Cause, normalised
 
-__all__ = ["LATENCIES", "LEVELS", "PHASES", "RATES", "Cause", "History", "WorkerPast", "bucket_of", "normalised"]
+__all__ = ["LATENCIES", "LEVELS", "PHASES", "RATES", "Cause", "History", "WorkerPast", "bucket_of"]
 
 RATES = ("chunks", "decoded", "stored", "written", "retries", "fetch", "decode", "compute", "transfer", "queue",
          "schedule")  # fmt: skip
@@ -53,65 +53,9 @@ _BINS = 240
 _FIRST_BIN_S = 0.25
 _MOST_CAUSES = 64
 _MOST_WORKERS = 512
-_MOST_NAMED = 32  # workers named with a cause
-_LONGEST_CAUSE = 240
 _SHALLOW_S = 2.0**-30
 
 _Floats = npt.NDArray[np.float64]
-
-
-@dataclass(slots=True)
-class Cause:
-    """Failures of one kind: the same error, the same message but for numbers and names in it.
-
-    Attributes
-    ----------
-    error_type, message : str
-        Class of the error, and its message with `#` for numbers and `...` for what is quoted.
-    category : str
-        Kind of failure, as retries are decided by.
-    tries, dead : int
-        Failed attempts that were followed by another; chunks that were given up.
-    first_s, last_s : float
-        When it was seen first and last, seconds since the run began.
-    sample : tuple of int
-        Grid index of a chunk that failed so, as an example.
-    sample_message : str
-        What its error said in full.
-    workers : dict of str to int
-        Failures by worker, of as many workers as are kept.
-    """
-
-    error_type: str
-    message: str
-    category: str = ""
-    tries: int = 0
-    dead: int = 0
-    first_s: float = 0.0
-    last_s: float = 0.0
-    sample: tuple[int, ...] = ()
-    sample_message: str = ""
-    workers: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def count(self) -> int:
-        """Attempts that failed."""
-        return self.tries + self.dead
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            "error_type": self.error_type,
-            "message": self.message,
-            "category": self.category,
-            "tries": self.tries,
-            "dead": self.dead,
-            "first_s": self.first_s,
-            "last_s": self.last_s,
-            "sample": list(self.sample),
-            "sample_message": self.sample_message,
-            "workers": dict(self.workers),
-        }
 
 
 @dataclass(slots=True)
@@ -422,13 +366,10 @@ class History(Callback):
         if cause is None:
             if len(self._causes) >= _MOST_CAUSES:
                 key = ("other errors", "more kinds of errors than are told apart")
-            cause = self._causes.setdefault(
-                key, Cause(*key, category=category, first_s=at, sample_message=message[: 2 * _LONGEST_CAUSE])
-            )
+            cause = self._causes.setdefault(key, Cause.of(key, message, category, at))
         cause.last_s = max(cause.last_s, at)
         if worker:
-            if worker in cause.workers or len(cause.workers) < _MOST_NAMED:
-                cause.workers[worker] = cause.workers.get(worker, 0) + 1
+            cause.blame(worker)
             self._worker(worker, at).failures += 1
         return cause
 
@@ -588,31 +529,3 @@ def bucket_of(seconds: float) -> int:
     (0, 8, -240)
     """
     return max(math.floor(math.log2(max(seconds, _SHALLOW_S)) * 8), -240)
-
-
-_QUOTED = re.compile(r"""(?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)""")
-_URL = re.compile(r"(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,15}://[^\s,;)\]}]*[^\s,;:.)\]}]", re.IGNORECASE)
-_PATH = re.compile(r"(?<![\w.])(?:/[^\s/:,;'\"()]+){2,}")
-_HEX = re.compile(r"\b(?:0x[0-9a-f]+|(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{6,})\b", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<!\w)[-+]?\d[\d_,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
-_ROW = re.compile(r"#(?:[\s,/:.x-]*#)+")
-
-
-def normalised(message: str) -> str:
-    """Return a message without what differs from one failure of a kind to the next.
-
-    Examples
-    --------
-    >>> normalised("chunk (3, 17): got 40 bytes, expected 65536")
-    'chunk (#): got # bytes, expected #'
-    >>> normalised("can't open '/data/c/1/2' at 0x7f32ac10")
-    "can't open '...' at #"
-    """
-    text = " ".join(message[: 4 * _LONGEST_CAUSE].split())
-    text = _QUOTED.sub(lambda match: f"{match[0][0]}...{match[0][0]}", text)
-    text = _URL.sub("...", text)
-    text = _PATH.sub("...", text)
-    text = _HEX.sub("#", text)
-    text = _NUMBER.sub("#", text)
-    text = _ROW.sub("#", text)
-    return text if len(text) <= _LONGEST_CAUSE else text[: _LONGEST_CAUSE - 3] + "..."

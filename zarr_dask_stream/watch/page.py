@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from zarr_dask_stream.watch import charts
 from zarr_dask_stream.watch.account import Account, human_bytes, human_seconds
 from zarr_dask_stream.watch.advice import advise
+from zarr_dask_stream.watch.causes import Cause
 from zarr_dask_stream.watch.charts import Band
 from zarr_dask_stream.watch.chunkmap import ChunkMap, Layout
-from zarr_dask_stream.watch.history import LATENCIES, Cause, History
+from zarr_dask_stream.watch.history import LATENCIES, History
 
 __all__ = ["notebook_page", "whole_page"]
 
