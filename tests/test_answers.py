@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windowing import alongs, plans
-from zarr_dask_stream.engine.checkpoint import decode_value, encode_value
+from zarr_dask_stream.engine.partials import decode_value, encode_value
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.grid import ChunkGrid
 from zarr_dask_stream.source.selection import ChunkPlan

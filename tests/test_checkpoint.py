@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import subprocess
 import sys
 import textwrap
@@ -14,13 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
-from zarr_dask_stream.engine.checkpoint import Completed, Ledger, decode_value, encode_value, identity
-from zarr_dask_stream.source.grid import ChunkGrid
-from zarr_dask_stream.source.selection import ChunkPlan, parse_region
+from zarr_dask_stream.engine.checkpoint import Ledger
 
 N = 12
 
@@ -41,125 +35,6 @@ class Total(zds.Reducer):
 
     def merge(self, left: int, right: int) -> int:
         return left + right
-
-
-# -- the set --------------------------------------------------------------------------------------------
-
-
-@given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_completed_is_a_set_and_survives_packing(data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3)))
-    grid = ChunkGrid(shape, tuple(data.draw(st.integers(1, 3)) for _ in shape))
-    region = tuple(slice(*sorted(data.draw(st.tuples(st.integers(0, n - 1), st.integers(1, n))))) for n in shape)
-    plan = ChunkPlan(grid, parse_region(region, shape))
-    planned = list(plan)
-    chosen = set(data.draw(st.lists(st.sampled_from(planned)))) if planned else set()
-    done = Completed(plan)
-    done.add(chosen)
-    done.add(chosen)
-    again = Completed.unpack(plan, done.pack())
-    assert len(done) == len(again) == len(chosen)
-    assert [n for run in again.missing_from(plan.runs()) for n in run] == [n for n in planned if n not in chosen]
-    assert all((n in again) == (n in chosen) for n in planned)
-
-
-def test_ten_million_chunks_fit_in_about_a_megabyte() -> None:
-    plan = ChunkPlan(ChunkGrid((10_000_000,), (1,)), (slice(0, 10_000_000),))
-    done = Completed(plan)
-    done.add(np.random.default_rng(0).permutation(10_000_000)[:5_000_000].tolist())
-    assert len(done.pack()) < 1.8e6
-
-
-@pytest.mark.parametrize("text", ["", "!!!", "AAAA", "eJwDAAAAAAE="])
-def test_damaged_set_is_refused(text: str) -> None:
-    plan = ChunkPlan(ChunkGrid((100,), (1,)), (slice(0, 100),))
-    with pytest.raises(zds.StoreError):
-        Completed.unpack(plan, text)
-
-
-# -- values -----------------------------------------------------------------------------------------------
-
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),
-    max_leaves=12,
-)
-
-
-@given(PLAIN)
-def test_plain_values_come_back(value: Any) -> None:
-    assert decode_value(json.loads(json.dumps(encode_value(value)))) == value
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.float32(1.1),
-        np.arange(6, dtype=">i2").reshape(2, 3),
-        np.array([1 + 2j]),
-        np.datetime64("2020-01-01"),
-        np.zeros((0, 3)),
-        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
-        np.bool_(True),
-    ],
-)
-def test_numpy_values_come_back(value: Any) -> None:
-    again = decode_value(json.loads(json.dumps(encode_value(value))))
-    assert type(again) is type(value)
-    assert np.asarray(again).dtype == np.asarray(value).dtype
-    np.testing.assert_array_equal(again, value)
-
-
-def test_odd_floats_come_back() -> None:
-    again = decode_value(json.loads(json.dumps(encode_value([math.inf, -math.inf, math.nan, -0.0]))))
-    assert again[:2] == [math.inf, -math.inf]
-    assert math.isnan(again[2])
-    assert math.copysign(1, again[3]) == -1
-
-
-@pytest.mark.parametrize("value", [object(), lambda: 1, np.array([None])])
-def test_other_values_are_refused(value: Any) -> None:
-    with pytest.raises(zds.UsageError, match="checkpoint"):
-        encode_value(value)
-
-
-@pytest.mark.parametrize("value", [{"a": 1, "b": 2}, {"pickle": "gASV"}, {"array": ["|O", [1], "AAAA"]}, {"int": "x"}])
-def test_hostile_values_are_refused(value: Any) -> None:
-    with pytest.raises(zds.StoreError):
-        decode_value(value)
-
-
-# -- identity ---------------------------------------------------------------------------------------------
-
-
-def test_identity_tells_functions_apart() -> None:
-    def adder(n: int) -> Any:
-        return lambda chunk: chunk.data + n
-
-    assert identity(adder(1)) == identity(adder(1))
-    assert identity(adder(1)) != identity(adder(2))
-    assert identity(functools.partial(max, 1)) != identity(functools.partial(max, 2))
-    assert identity(Total()) == identity(Total())
-    assert identity(np.arange(3)) != identity(np.arange(4))
-
-
-def test_what_was_worked_out_meanwhile_makes_no_other_thing_of_it() -> None:
-    grid = ChunkGrid((4, 4), (2, 2))
-    before = identity(grid)
-    assert grid.grid_shape == (2, 2)
-    assert identity(grid) == before != identity(ChunkGrid((4, 4), (2, 4)))
-
-
-def test_identity_of_a_function_that_closes_over_itself_ends() -> None:
-    def loop(chunk: Any) -> Any:
-        return loop
-
-    assert identity(loop)
-
-
-# -- runs -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", range(N + 1))

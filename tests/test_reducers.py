@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 import zarr_dask_stream as zds
 from reductions import ALL, NAMES, Array, cut, fold, quick, xarrays
-from zarr_dask_stream.engine.checkpoint import decode_value, encode_value
+from zarr_dask_stream.engine.partials import decode_value, encode_value
 from zarr_dask_stream.stages import reducers
 from zarr_dask_stream.stages.combine import Together
 

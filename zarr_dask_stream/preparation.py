@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from zarr_dask_stream.engine.batching import BatchLimits
-from zarr_dask_stream.engine.checkpoint import Ledger, fingerprint, identity
+from zarr_dask_stream.engine.checkpoint import Ledger
+from zarr_dask_stream.engine.identity import fingerprint, identity
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.errors import StoreError
 from zarr_dask_stream.options import Options

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarr_dask_stream.engine.batching import Batcher, Cutter
-from zarr_dask_stream.engine.checkpoint import Ledger, encode_value
+from zarr_dask_stream.engine.checkpoint import Ledger
 from zarr_dask_stream.engine.dask_executor import DaskExecutor
 from zarr_dask_stream.engine.events import (
     BatchSubmitted,
@@ -45,6 +45,7 @@ from zarr_dask_stream.engine.executor import (
 )
 from zarr_dask_stream.engine.instructions import Abort, Cancel, Instruction, Notify, Restart, Submit
 from zarr_dask_stream.engine.instructions import Fold as FoldIn
+from zarr_dask_stream.engine.partials import encode_value
 from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle

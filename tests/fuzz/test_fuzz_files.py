@@ -20,7 +20,7 @@ import zarr_dask_stream as zds
 from fuzz.mutation import as_json, changed, fine_or_refused, fuzzed, spliced
 from zarr_dask_stream.cli.letters import FailedChunks
 from zarr_dask_stream.cli.results import result_file
-from zarr_dask_stream.engine.checkpoint import decode_value, encode_value
+from zarr_dask_stream.engine.partials import decode_value, encode_value
 from zarr_dask_stream.errors import StoreError, ZdsError
 from zarr_dask_stream.source.array import ArraySpec, open_array
 

@@ -5,28 +5,21 @@ planned chunk (packed and deflated) and, for a reduction, the partials that thos
 into. It is replaced as a whole, so a reader finds the old state or the new one and never half of
 each; chunks and partials are saved in the same stroke, so none is counted twice.
 
-Nothing in a ledger is ever unpickled or evaluated: a partial is rebuilt from plain JSON values,
-arrays from their bytes. A ledger belongs to one run at a time: a local one is held by a file lock
-that dies with its process, any other by a name and a heartbeat in the document itself.
+Nothing in a ledger is ever unpickled or evaluated. A ledger belongs to one run at a time: a local one is held by a
+file lock that dies with its process, any other by a name and a heartbeat in the document itself.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import errno
-import functools
 import hashlib
 import json
-import math
 import os
 import socket
 import stat
-import types
 import uuid
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,282 +27,19 @@ from urllib.parse import unquote, urlsplit
 
 import filelock
 import fsspec
-import numpy as np
-import numpy.typing as npt
 
+from zarr_dask_stream.engine.completed import Completed
+from zarr_dask_stream.engine.partials import decode_value, encode_value, shortened
 from zarr_dask_stream.errors import LedgerInUseError, StoreError, UsageError
 from zarr_dask_stream.scalars import as_real, as_whole
 from zarr_dask_stream.source.secret import builtin_error, display_url, redact, secrets_in
-from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
+from zarr_dask_stream.source.selection import ChunkPlan
 
-__all__ = ["Checkpoint", "Completed", "Ledger", "decode_value", "encode_value", "fingerprint", "identity"]
+__all__ = ["Checkpoint", "Ledger"]
 
 _FORMAT = "zarr_dask_stream ledger"
 _VERSION = 1
 _STALE_S = 90.0  # a heartbeat older than this belongs to a run that is no more
-_PIECE = 65536
-
-
-# -- which chunks are done ------------------------------------------------------------------------------
-
-
-class Completed:
-    """A set of planned chunks, one bit each.
-
-    Examples
-    --------
-    >>> from zarr_dask_stream.source.grid import ChunkGrid
-    >>> plan = ChunkPlan(ChunkGrid((9,), (1,)), (slice(2, 8),))
-    >>> done = Completed(plan)
-    >>> done.add([3, 4, 6]); len(done), 4 in done, 5 in done
-    (3, True, False)
-    >>> list(done.missing_from(plan.runs())), [piece.tolist() for piece in done.numbers()]
-    ([range(2, 3), range(5, 8, 2)], [[3, 4, 6]])
-    """
-
-    def __init__(self, plan: ChunkPlan, bits: npt.NDArray[np.bool_] | None = None) -> None:
-        self._plan = plan
-        self._box = tuple(b - a for a, b in zip(plan.start, plan.stop, strict=True))
-        self._bits = np.zeros(plan.box_size, np.bool_) if bits is None else bits
-        self._count = int(np.count_nonzero(self._bits))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __contains__(self, number: int) -> bool:
-        return bool(self._bits[self._positions(np.array([number]))[0]])
-
-    def add(self, numbers: Iterable[int]) -> None:
-        """Mark chunks as done."""
-        array = np.fromiter(numbers, np.int64)
-        if not array.size:
-            return
-        positions = np.unique(self._positions(array))
-        self._count += int(np.count_nonzero(~self._bits[positions]))
-        self._bits[positions] = True
-
-    def missing_from(self, runs: Iterable[range]) -> Iterator[range]:
-        """Walk runs of planned numbers and leave out what is done."""
-        for run in runs:
-            if not run:
-                yield run
-            for at in range(0, len(run), _PIECE):
-                piece = run[at : at + _PIECE]
-                numbers = np.arange(piece.start, piece.stop, piece.step, dtype=np.int64)
-                left = numbers[~self._bits[self._positions(numbers)]]
-                if len(left) == len(piece):
-                    yield piece
-                else:
-                    yield from encode_numbers(left.tolist())
-
-    def _positions(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        if self._plan.whole or not self._box:
-            return numbers
-        index = np.unravel_index(numbers, self._plan.grid.grid_shape)
-        inside = tuple(i - a for i, a in zip(index, self._plan.start, strict=True))
-        return np.asarray(np.ravel_multi_index(inside, self._box), dtype=np.int64)
-
-    def numbers(self) -> Iterator[npt.NDArray[np.int64]]:
-        """Walk the numbers of the chunks in ascending order, some at a time."""
-        for at in range(0, len(self._bits), _PIECE):
-            positions = np.flatnonzero(self._bits[at : at + _PIECE]) + at
-            if positions.size:
-                yield self._numbers_at(positions)
-
-    def _numbers_at(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        if self._plan.whole or not self._box:
-            return positions
-        inside = np.unravel_index(positions, self._box)
-        index = tuple(i + a for i, a in zip(inside, self._plan.start, strict=True))
-        return np.asarray(np.ravel_multi_index(index, self._plan.grid.grid_shape), dtype=np.int64)
-
-    def pack(self) -> str:
-        """Return the bits as text: packed eight to a byte, deflated, base64."""
-        return base64.b64encode(zlib.compress(np.packbits(self._bits).tobytes(), 6)).decode("ascii")
-
-    @classmethod
-    def unpack(cls, plan: ChunkPlan, text: str) -> Completed:
-        """Rebuild the set; raises StoreError where the text does not fit the plan."""
-        expected = -(-plan.box_size // 8)
-        try:
-            inflate = zlib.decompressobj()
-            raw = inflate.decompress(base64.b64decode(text, validate=True), expected + 1)
-        except (binascii.Error, zlib.error, ValueError, TypeError) as error:
-            raise StoreError(f"the ledger's list of finished chunks can't be read: {error}") from error
-        if len(raw) != expected:
-            raise StoreError(f"the ledger lists {len(raw)} bytes of finished chunks, the plan has {expected}")
-        bits = np.unpackbits(np.frombuffer(raw, np.uint8), count=plan.box_size).astype(np.bool_)
-        return cls(plan, bits)
-
-
-# -- values as plain JSON -------------------------------------------------------------------------------
-
-
-def encode_value(value: Any) -> Any:
-    """Turn a partial into plain JSON: numbers, text, lists, dicts, tuples, sets, bytes, NumPy values.
-
-    Raises
-    ------
-    UsageError
-        If it holds anything else; a ledger never contains pickles.
-
-    Examples
-    --------
-    >>> decode_value(encode_value({(0, 1): [np.float32(1.5), float("nan")]}))
-    {(0, 1): [np.float32(1.5), nan]}
-    """
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _encode_array(value)
-    if isinstance(value, int):
-        return value if -(2**53) < value < 2**53 else {"int": str(value)}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, list):
-        return [encode_value(one) for one in value]
-    if type(value) in (tuple, set, frozenset):
-        return {type(value).__name__: [encode_value(one) for one in value]}
-    if isinstance(value, Mapping):
-        return {"dict": [[encode_value(k), encode_value(v)] for k, v in value.items()]}
-    if isinstance(value, bytes):
-        return {"bytes": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, complex):
-        return {"complex": [repr(value.real), repr(value.imag)]}
-    raise UsageError(
-        f"a checkpointed reduction keeps its partials as JSON, and {type(value).__name__} has no place there: "
-        "use numbers, text, lists, tuples, dicts, sets, bytes and NumPy arrays"
-    )
-
-
-def _encode_array(value: np.ndarray[Any, Any] | np.generic) -> Any:
-    array = np.asarray(value)
-    if array.dtype.hasobject:
-        raise UsageError(f"a checkpointed partial can't hold arrays of {array.dtype}")
-    raw = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
-    kind = "scalar" if isinstance(value, np.generic) else "array"
-    dtype = array.dtype.descr if array.dtype.names else array.dtype.str
-    return {kind: [dtype, list(array.shape), raw]}
-
-
-def decode_value(value: Any) -> Any:
-    """Rebuild what `encode_value` wrote; raises StoreError for anything else."""
-    if isinstance(value, list):
-        return [decode_value(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) != 1:
-        raise StoreError("the ledger holds a value of an unknown kind")
-    ((kind, content),) = value.items()
-    decode = _DECODERS.get(kind)
-    if decode is None:
-        raise StoreError(f"the ledger holds a value of an unknown kind: {_cut(kind)}")
-    try:
-        return decode(content)
-    except _UNREADABLE as error:
-        raise StoreError(f"the ledger holds a damaged value of kind {kind!r}: {_cut(error)}") from error
-
-
-#: What is raised by the functions below for anything but what `encode_value` wrote.
-_UNREADABLE = (
-    ArithmeticError, AttributeError, binascii.Error, LookupError, MemoryError, RecursionError, SyntaxError, TypeError,
-    ValueError,
-)  # fmt: skip
-
-
-def _cut(said: Any) -> str:
-    """Return something out of a file as a piece of a sentence: it may be of any length."""
-    text = str(said) if isinstance(said, Exception) else repr(said)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _checksum(document: Mapping[str, Any]) -> str:
-    """Return a digest of what a ledger remembers; not of who holds it, and since when."""
-    held = [document.get(part) for part in ("done", "partials", "notes")]
-    return hashlib.blake2b(json.dumps(held).encode(), digest_size=16).hexdigest()
-
-
-def _decode_array(content: Any) -> Any:
-    dtype, shape, raw = content
-    kind = np.dtype([tuple(one) for one in dtype] if isinstance(dtype, list) else str(dtype))
-    if kind.hasobject:
-        raise ValueError("arrays of objects are not read from a ledger")
-    return np.frombuffer(base64.b64decode(raw, validate=True), kind).reshape(shape).copy()
-
-
-_DECODERS: dict[str, Callable[[Any], Any]] = {
-    "int": int,
-    "float": float,
-    "complex": lambda c: complex(float(c[0]), float(c[1])),
-    "bytes": lambda c: base64.b64decode(c, validate=True),
-    "tuple": lambda c: tuple(decode_value(one) for one in c),
-    "set": lambda c: {decode_value(one) for one in c},
-    "frozenset": lambda c: frozenset(decode_value(one) for one in c),
-    "dict": lambda c: {decode_value(k): decode_value(v) for k, v in c},
-    "array": _decode_array,
-    "scalar": lambda c: _decode_array(c)[()],
-}
-
-
-# -- whose ledger it is -----------------------------------------------------------------------------------
-
-
-def identity(part: Any, _within: tuple[int, ...] = ()) -> Any:
-    """Describe a stage, function or reducer so that the same code gives the same description.
-
-    Functions are told apart by module, name, byte code, constants and what they close over; objects
-    by class and attributes. Plain data, to be hashed into a plan's fingerprint.
-    """
-    if part is None or isinstance(part, (bool, int, float, str, bytes, complex)):
-        return repr(part)
-    if id(part) in _within:
-        return "itself"
-    within = (*_within, id(part))
-    if isinstance(part, types.FunctionType):
-        cells = [_cell(cell, within) for cell in part.__closure__ or ()]
-        defaults = identity(part.__defaults__, within)
-        return [part.__module__, part.__qualname__, _code(part.__code__), cells, defaults]
-    if isinstance(part, types.MethodType):
-        return [identity(part.__func__, within), identity(part.__self__, within)]
-    if isinstance(part, type):
-        return [part.__module__, part.__qualname__]
-    if isinstance(part, (np.ndarray, np.generic)):
-        array = np.asarray(part)
-        raw = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-        return [str(array.dtype), array.shape, hashlib.sha256(raw).hexdigest()]
-    if isinstance(part, (list, tuple)):
-        return [identity(one, within) for one in part]
-    if isinstance(part, (set, frozenset)):
-        return sorted(repr(identity(one, within)) for one in part)
-    if isinstance(part, Mapping):
-        return [[identity(k, within), identity(v, within)] for k, v in part.items()]
-    name = [type(part).__module__, type(part).__qualname__]
-    return [name, [[key, identity(value, within)] for key, value in _state(part).items()]]
-
-
-def _state(part: Any) -> dict[str, Any]:
-    """Return the attributes of an object, wherever it keeps them."""
-    if isinstance(part, functools.partial):
-        return {"func": part.func, "args": part.args, "keywords": part.keywords}
-    slots = [s for kind in type(part).__mro__ for s in getattr(kind, "__slots__", ()) if hasattr(part, s)]
-    own = {**getattr(part, "__dict__", {}), **{slot: getattr(part, slot) for slot in slots}}
-    # What it has worked out meanwhile and kept does not make it another one.
-    return {k: v for k, v in own.items() if not isinstance(getattr(type(part), k, None), functools.cached_property)}
-
-
-def _cell(cell: Any, within: tuple[int, ...]) -> Any:
-    try:
-        return identity(cell.cell_contents, within)
-    except ValueError:
-        return "empty"
-
-
-def _code(code: types.CodeType) -> Any:
-    constants = [_code(c) if isinstance(c, types.CodeType) else identity(c) for c in code.co_consts]
-    return [hashlib.sha256(code.co_code).hexdigest(), list(code.co_names), constants]
-
-
-# -- the document -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -558,7 +288,8 @@ class Ledger:
             raise StoreError(f"{url} is not a ledger of zarr_dask_stream; choose another place for the checkpoint")
         if document.get("version") != _VERSION:
             raise StoreError(
-                f"{url} is a ledger of version {_cut(document.get('version'))}, this package reads version {_VERSION}"
+                f"{url} is a ledger of version {shortened(document.get('version'))}, "
+                f"this package reads version {_VERSION}"
             )
         if document.get("fingerprint") != self._fingerprint:
             raise UsageError(
@@ -581,7 +312,7 @@ class Ledger:
         if not isinstance(about, dict):
             return "it does not say which"
         names = [name for name, value in self._about.items() if about.get(name) != value]
-        said = [f"{name} was {_cut(about.get(name))} and is {self._about[name]!r}" for name in names]
+        said = [f"{name} was {shortened(about.get(name))} and is {self._about[name]!r}" for name in names]
         return "; ".join(said) or "its functions were others"
 
     def _check_owner(self, document: dict[str, Any], wall_s: float) -> None:
@@ -592,8 +323,9 @@ class Ledger:
         fresh = isinstance(beat, (int, float)) and beat > wall_s - _STALE_S
         if fresh and not _is_dead(str(owner)):
             raise LedgerInUseError(
-                f"another run ({_cut(owner)}) is using the ledger {self._checkpoint.shown}: wait for it, or give this "
-                f"run a ledger of its own. If that run was killed, its hold ends {_STALE_S:.0f} s after its last save"
+                f"another run ({shortened(owner)}) is using the ledger {self._checkpoint.shown}: wait for it, or give "
+                f"this run a ledger of its own. If that run was killed, its hold ends {_STALE_S:.0f} s after its last "
+                "save"
             )
 
     def acknowledge(self, numbers: Iterable[int]) -> None:
@@ -657,6 +389,12 @@ class Ledger:
             self._place.release()
 
 
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Return a digest of what a ledger remembers; not of who holds it, and since when."""
+    held = [document.get(part) for part in ("done", "partials", "notes")]
+    return hashlib.blake2b(json.dumps(held).encode(), digest_size=16).hexdigest()
+
+
 def _place(checkpoint: Checkpoint) -> _Place:
     url = os.fspath(checkpoint.url)
     if url.startswith("file://"):
@@ -687,9 +425,3 @@ def _is_dead(owner: str) -> bool:
     except PermissionError:
         return False
     return False
-
-
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Digest of what makes a stream: array, region, predicate, stages."""
-    text = json.dumps(identity(dict(parts)), sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarr_dask_stream.engine.checkpoint import Completed
+from zarr_dask_stream.engine.completed import Completed
 from zarr_dask_stream.engine.events import Batch, ChunkDeadLettered, ChunksEmitted, ChunksFiltered, Notice
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.scalars import as_whole
