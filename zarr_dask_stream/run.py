@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarr_dask_stream.engine.batching import Batcher, Cutter
-from zarr_dask_stream.engine.checkpoint import Ledger
 from zarr_dask_stream.engine.dask_executor import DaskExecutor
 from zarr_dask_stream.engine.events import (
     BatchSubmitted,
@@ -45,17 +44,16 @@ from zarr_dask_stream.engine.executor import (
 )
 from zarr_dask_stream.engine.instructions import Abort, Cancel, Instruction, Notify, Restart, Submit
 from zarr_dask_stream.engine.instructions import Fold as FoldIn
-from zarr_dask_stream.engine.partials import encode_value
 from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
 from zarr_dask_stream.engine.window import Window
-from zarr_dask_stream.errors import ChunkError, StoreError, UsageError
+from zarr_dask_stream.errors import ChunkError, UsageError
 from zarr_dask_stream.options import Options
-from zarr_dask_stream.preparation import batch_limits, ledger_of, stored_only
+from zarr_dask_stream.preparation import batch_limits, stored_only
+from zarr_dask_stream.record import Record, open_target
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.selection import decode_numbers
-from zarr_dask_stream.source.target import Target
 from zarr_dask_stream.stages.answers import answers_of
 from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule
 from zarr_dask_stream.stages.combine import Ungrouped
@@ -70,7 +68,6 @@ __all__ = ["Call", "Run", "Step", "Wait"]
 
 logger = logging.getLogger("zarr_dask_stream")
 
-_TARGET, _BEGUN, _MADE = "target", "begun", "made"  # what a ledger notes of a target
 _IDLE_S = 1.0  # the loop looks up at least so often, to see whether it was told to stop
 
 
@@ -127,31 +124,58 @@ class Run:
         self._windows = None if o.fold is None or o.fold.window is None else self._answers
         rule = o.batch if o.route is None else o.batch or BatchRule(size=1)
         self._batches = None if rule is None or not deliver else Batches(rule)
-        self._ledger = ledger_of(o) if o.checkpoint is not None else None
         self._deliver = deliver and o.fold is None
         self._shared = shared
-        self._acknowledged: list[int] = []
+        self._record = (
+            None
+            if o.checkpoint is None
+            else Record(o, self._answers, delivers=self._deliver, now=self._now, wall=time.time)
+        )
         self.report = Report(url=o.spec.store.url)
         self._more_maps: list[ChunkMap] = []
         self._observers: list[Callable[[Notice], Any]] = [self.report.handle]
         if o.progress:
             self._observers.append(progress_observer(o.progress, self.report, limit=o.limit))
         self._observers += [c.for_run().handle if isinstance(c, Callback) else c for c in o.callbacks]
-        if self._ledger is not None:
-            self._open_ledger(self._ledger)
-        if o.target is not None:
-            self._open_target(o.target)
+        if self._record is not None:
+            self._record.open()
         try:
+            if o.target is not None:
+                open_target(o, o.target, self._record)
             runs, self._total = self._planned()
             cargo = None if o.feed is None else o.feed.cargo
             self.executor = executor or choose_executor(work, o.client, serial=o.limits.chunks == 1, cargo=cargo)
         except BaseException:
-            self._close_ledger()
+            if self._record is not None:
+                self._record.close()
             raise
+        self._machine = self._supervisor(runs, rehearsed=executor is not None)
         if isinstance(self.executor, DaskExecutor) and self.executor.client is not None:
             seen = functools.partial(snapshot, self.report, self.report.chunkmap, self.report.history)
             self._observers.append(Publisher(self.executor.client, seen).handle)
-        self._machine = Supervisor(
+
+    def _planned(self) -> tuple[Iterable[range], int | None]:
+        """Return the numbers to submit, in order, and how many they are, where that is known."""
+        o = self._options
+        done = None if self._record is None else self._record.done
+        if o.feed is not None:
+            self._observers.insert(0, o.feed.hear)
+            return o.feed.runs(done), None
+        runs: Iterable[range]
+        if o.fold is not None and isinstance(o.fold.window, Along):
+            runs = o.plan.runs_along(o.fold.window.axes)
+        else:
+            runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
+        total = len(o.plan) if o.plan.where is None or o.progress else None
+        if done is not None:
+            runs = done.missing_from(runs)
+            total = None if total is None else total - len(done)
+        return (stored_only(o, runs) if o.missing == "skip" else runs), total
+
+    def _supervisor(self, runs: Iterable[range], *, rehearsed: bool) -> Supervisor:
+        """Return the machine that decides, for these numbers."""
+        o = self._options
+        return Supervisor(
             o.plan,
             Cutter(runs, together=o.together),
             Window(o.limits),
@@ -166,26 +190,8 @@ class Run:
             throttle=Throttle(o.rate_limit, o.item_nbytes),
             hedge=o.hedge,
             # Jitter must differ from client to client.
-            rng=random.Random(os.urandom(8) if executor is None else 0),  # noqa: S311  # and is no secret
+            rng=random.Random(0 if rehearsed else os.urandom(8)),  # noqa: S311  # and is no secret
         )
-
-    def _planned(self) -> tuple[Iterable[range], int | None]:
-        """Return the numbers to submit, in order, and how many they are, where that is known."""
-        o = self._options
-        done = None if self._ledger is None else self._ledger.done
-        if o.feed is not None:
-            self._observers.insert(0, o.feed.hear)
-            return o.feed.runs(done), None
-        runs: Iterable[range]
-        if o.fold is not None and isinstance(o.fold.window, Along):
-            runs = o.plan.runs_along(o.fold.window.axes)
-        else:
-            runs = o.plan.runs(by_shard=not (o.ordered and self._deliver))
-        total = len(o.plan) if o.plan.where is None or o.progress else None
-        if done is not None:
-            runs = done.missing_from(runs)
-            total = None if total is None else total - len(done)
-        return (stored_only(o, runs) if o.missing == "skip" else runs), total
 
     def _now(self) -> float:
         return self._clock() - self._began
@@ -201,7 +207,7 @@ class Run:
         self._do(machine.handle(threads, self._now()))
         inputs: deque[Input] = deque()
         plain = self._answers is None and self._batches is None
-        heeds = not plain or self._ledger is not None
+        heeds = not plain or self._record is not None
         routes = self._options.route is not None
         while not self._stopped:
             item: Chunk | Batch | None
@@ -231,15 +237,15 @@ class Run:
     def _begin(self) -> None:
         """Say what the run is about, and what earlier ones have done of it."""
         o, plan = self._options, self._options.plan
-        resumed = 0 if self._ledger is None else len(self._ledger.done)
+        resumed = 0 if self._record is None else len(self._record.done)
         self._tell(
             RunStarted(
                 0.0, self._total, o.item_nbytes, plan.grid.grid_shape, o.spec.store.url, resumed,
                 plan.start, plan.stop, o.limits.chunks, o.limits.nbytes,
             )
         )  # fmt: skip
-        if self._ledger is not None:
-            for numbers in self._ledger.done.numbers():
+        if self._record is not None:
+            for numbers in self._record.done.numbers():
                 for chunkmap in (self.report.chunkmap, *self._more_maps):
                     chunkmap.resume(numbers)
 
@@ -249,8 +255,8 @@ class Run:
         left = deque(events)
         while left and self._windows is None:
             self._handle(left.popleft())
-        if self._ledger is not None:
-            self._save_if_due(self._ledger)
+        if self._record is not None:
+            self._record.save_if_due()
         return left
 
     def _is_over(self) -> bool:
@@ -329,8 +335,8 @@ class Run:
             self._refuse(batch, error, f"the sink {batch.key!r} raised")
             return False
         self._machine.hand_out(_numbers(batch))
-        if self._ledger is not None:
-            self._acknowledged.extend(_numbers(batch))
+        if self._record is not None:
+            self._record.acknowledge(_numbers(batch))
         return True
 
     def _refuse(self, chunks: Iterable[Chunk], error: BaseException, why: str) -> None:
@@ -346,13 +352,13 @@ class Run:
         """Take what the consumer has come back after as done."""
         if self._answers is not None:
             over = self._answers.acknowledge(self._now())
-            if self._ledger is not None:
-                self._ledger.acknowledge(over)
+            if self._record is not None:
+                self._record.acknowledge(over)
             self._machine.holding = self._answers.nbytes > self._options.limits.nbytes
-        if self._ledger is not None:
+        if self._record is not None:
             if self._deliver and not self._shared and self._options.route is None:
-                self._acknowledged.extend(_numbers([item] if isinstance(item, Chunk) else item))
-            self._save_if_due(self._ledger)
+                self._record.acknowledge(_numbers([item] if isinstance(item, Chunk) else item))
+            self._record.save_if_due()
 
     # -- what a shared run is told by its driver ------------------------------------------------------
 
@@ -362,8 +368,8 @@ class Run:
 
     def acknowledge(self, numbers: Iterable[int]) -> None:
         """Say that consumers are through with chunks, for the ledger."""
-        if self._ledger is not None:
-            self._acknowledged.extend(numbers)
+        if self._record is not None:
+            self._record.acknowledge(numbers)
 
     def demand(self, items: int) -> None:
         """Say how many items have been asked for since the beginning; no more are read."""
@@ -387,7 +393,7 @@ class Run:
     @property
     def keeps_ledger(self) -> bool:
         """Whether it matters what is acknowledged."""
-        return self._ledger is not None
+        return self._record is not None
 
     @property
     def restless(self) -> bool:
@@ -452,73 +458,9 @@ class Run:
             return failure
         return None
 
-    # -- the ledger ---------------------------------------------------------------------------------
-
-    def _open_ledger(self, ledger: Ledger) -> None:
-        if self._options.fold is not None:
-            encode_value(self._options.fold.reducer.create())  # refuse before the work, not after it
-        ledger.open(self._now(), time.time())
-        if self._answers is not None:
-            self._answers.load(ledger.partials)
-
-    def _open_target(self, target: Target) -> None:
-        """Make the target, or see that it is still the one that an earlier run has made."""
-        try:
-            made = None if self._ledger is None else self._ledger.notes.get(_TARGET)
-            if target.exists or made == _MADE:
-                target.check_same()
-            else:
-                if made is None:
-                    target.check_free()
-                self._note_target(_BEGUN)  # before anything of it is there: what is found later is known to be ours
-                target.create()
-                self._note_target(_MADE)
-            if self._options.sink is not None:
-                self._options.sink.tidy()
-                self._options.sink.prepare()
-        except BaseException as error:
-            self._close_ledger()
-            if isinstance(error, OSError) and not isinstance(error, StoreError):
-                raise StoreError(f"the target {target.place.url} can't be made: {error}") from error
-            raise
-
-    def _note_target(self, state: str) -> None:
-        if self._ledger is not None:
-            self._ledger.notes[_TARGET] = state
-            self._ledger.save(self._now(), time.time())
-
-    def _close_ledger(self) -> None:
-        if self._ledger is not None:
-            self._ledger.acknowledge(self._acknowledged)
-            self._keep_partials(self._ledger)
-            self._ledger.close(self._now(), time.time())
-
-    def _keep_partials(self, ledger: Ledger) -> None:
-        if self._answers is not None:
-            ledger.partials = self._answers.dump()
-
-    def _note(self, notice: Notice) -> None:
-        """Mark as done what needs no consumer: the rest is marked when the consumer comes back."""
-        assert self._ledger is not None
-        if isinstance(notice, ChunksFiltered) or (isinstance(notice, ChunksEmitted) and not self._deliver):
-            self._ledger.acknowledge(notice.numbers)
-        elif isinstance(notice, ChunksSkipped):
-            for run in notice.numbers:
-                self._ledger.acknowledge(run)
-
-    def _save_if_due(self, ledger: Ledger) -> None:
-        now = self._now()
-        due = ledger.due(now, len(self._acknowledged))
-        if due or len(self._acknowledged) >= 1024:  # one by one, marking would cost more than reading
-            ledger.acknowledge(self._acknowledged)
-            self._acknowledged = []
-        if due:
-            self._keep_partials(ledger)
-            ledger.save(now, time.time())
-
     def _tell(self, notice: Notice) -> None:
-        if self._ledger is not None:
-            self._note(notice)
+        if self._record is not None:
+            self._record.hear(notice)
         if self._windows is not None:
             self._count(notice)
         if isinstance(notice, ClusterChanged):
@@ -606,7 +548,8 @@ class Run:
             if self._options.sink is not None:
                 self._options.sink.tidy()
         finally:
-            self._close_ledger()
+            if self._record is not None:
+                self._record.close()
 
 
 def _numbers(chunks: Iterable[Chunk]) -> list[int]:
