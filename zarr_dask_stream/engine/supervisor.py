@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from zarr_dask_stream.engine.batching import Batcher, Cutter
@@ -57,7 +57,7 @@ from zarr_dask_stream.engine.retry import Breaker, GiveUp, RetryPolicy
 from zarr_dask_stream.engine.throttle import Throttle
 from zarr_dask_stream.engine.waiting import Again, WaitingRoom
 from zarr_dask_stream.engine.window import Item, Outbox, Window
-from zarr_dask_stream.errors import ClusterError, StoreNotVisibleError, ZdsError
+from zarr_dask_stream.errors import StoreNotVisibleError, ZdsError
 from zarr_dask_stream.source.hedging import Hedge
 from zarr_dask_stream.source.selection import ChunkPlan, encode_numbers
 
@@ -442,7 +442,8 @@ class Supervisor:
 
     def _chunk_failed(self, failure: Failure, now: float, out: list[Instruction]) -> None:
         if failure.category is Category.NOT_VISIBLE:
-            self._abort = self._abort or _abort_error(failure)
+            known = failure.error if isinstance(failure.error, ZdsError) else None
+            self._abort = self._abort or known or StoreNotVisibleError(failure.message)
             self._waiting.add(Again((failure.number,), now))
             return
         attempts, elapsed = self._quarantine.failed(failure.number, now)
@@ -646,15 +647,3 @@ class Supervisor:
         if self._taken:
             out.append(Notify(ChunksEmitted(now, tuple(self._taken))))
             self._taken = []
-
-
-_ABORTS: dict[Category, Callable[[str], ZdsError]] = {
-    Category.NOT_VISIBLE: StoreNotVisibleError,
-    Category.CLUSTER: ClusterError,
-}
-
-
-def _abort_error(failure: Failure) -> ZdsError:
-    if isinstance(failure.error, ZdsError):
-        return failure.error
-    return _ABORTS[failure.category](failure.message)
