@@ -14,7 +14,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 import zarr_dask_stream as zds
-from zarr_dask_stream.engine.events import Batch, BatchDone, BatchLost, Category, Failure, Threads, Tick
+from zarr_dask_stream.engine.events import Batch, BatchDone, BatchFinished, BatchLost, Category, Failure, Threads, Tick
 from zarr_dask_stream.engine.executor import Executor
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.testing import Fault, FaultyStore, LatencyStore, ManualClock, Outcome, ScriptedExecutor, rehearse
@@ -311,6 +311,16 @@ def test_a_rehearsal_goes_the_same_way_each_time(stream: zds.ChunkStream[Any]) -
         return tuple((type(notice).__name__, notice.at) for notice in heard)
 
     assert once() == once()
+
+
+def test_a_rehearsal_takes_no_time_but_the_script_s(stream: zds.ChunkStream[Any]) -> None:
+    """What a batch really took would decide how large the next ones are."""
+    heard: list[Any] = []
+    array = zarr.create_array({}, shape=(40,), chunks=(1,), dtype="i1")
+    rehearse(zds.stream_chunks(array, callbacks=[heard.append]), duration=0.25)
+    stats = [notice.stats for notice in heard if isinstance(notice, BatchFinished) and notice.stats is not None]
+    assert stats
+    assert {(one.setup_s, one.wall_s % 0.25) for one in stats} == {(0.0, 0.0)}
 
 
 def test_a_hedge_is_rehearsed(stream: zds.ChunkStream[Any]) -> None:
