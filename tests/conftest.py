@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, default_client
 
 from realparts.browser import Browser, run_browser
 from realparts.cluster import TcpCluster, run_cluster
@@ -58,6 +58,36 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         pytest.skip(reason)
     with serve_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(params=["sequential", "embedded"])
+def concurrency(request: pytest.FixtureRequest) -> int | None:
+    """Return the number of chunks in flight that has a stream run in this thread, and the one for a cluster here."""
+    return 1 if request.param == "sequential" else None
+
+
+@pytest.fixture
+def no_default_client() -> None:
+    """A client left active by another test would move these runs to its cluster."""
+    with pytest.raises(ValueError, match="No clients found"):
+        default_client()
+
+
+@pytest.fixture(scope="module")
+def threads_client() -> Iterator[Client]:
+    """Return a client of a cluster in this process, with two threads; nobody finds it who is not given it."""
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+        ) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

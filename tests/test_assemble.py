@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
+from counted import Counting
 from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.assemble import read_blocks, stored_blocks
 from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
-
-
-class Counting(dict[str, Any]):
-    """A store that counts how often each chunk is read."""
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        super().__init__(content)
-        self.asked: collections.Counter[str] = collections.Counter()
-
-    def __getitem__(self, key: str) -> Any:
-        if "c/" in key:
-            self.asked[key] += 1
-        return super().__getitem__(key)
 
 
 @settings(deadline=None)
@@ -87,8 +74,8 @@ def test_each_chunk_is_read_once_for_boxes_of_whole_chunks(tmp_path: Path) -> No
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     store = Counting({path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in files})
     assert len(list(zds.stream_chunks(store, concurrency=1).rechunk((4, -1)))) == 2
-    assert set(store.asked.values()) == {1}
-    assert len(store.asked) == 16
+    assert set(store.chunks.values()) == {1}
+    assert len(store.chunks) == 16
 
 
 def test_boxes_of_one_task_share_their_chunks(tmp_path: Path) -> None:

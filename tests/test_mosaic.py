@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
 from copying import array_in, read
+from counted import Counting
 from zarr_dask_stream.source.array import open_array
 from zarr_dask_stream.source.assemble import read_blocks
 from zarr_dask_stream.source.blocks import Blocks
@@ -98,22 +99,14 @@ def test_a_broken_chunk_fails_its_box_and_no_other() -> None:
 
 
 def test_each_chunk_is_read_once() -> None:
-    reads: collections.Counter[str] = collections.Counter()
-
-    class Counting(dict[str, Any]):
-        def __getitem__(self, key: str) -> Any:
-            reads[key] += 1
-            return super().__getitem__(key)
-
     store: dict[str, Any] = {}
     array_in(store, np.arange(1, 25).reshape(4, 6), chunks=(1, 3))
-    spec = open_array(Counting(store))
-    reads.clear()
+    counting = Counting(store)
+    spec = open_array(counting)
     blocks = Blocks.of(spec, (2, 6))
     plan = ChunkPlan(blocks.grid, parse_region(None, spec.shape))
     assert len(list(read_mosaics(blocks, plan, list(plan)))) == 2
-    chunks = store.keys() - {"zarr.json"}
-    assert {key: reads[key] for key in chunks} == dict.fromkeys(chunks, 1)
+    assert counting.chunks == dict.fromkeys(store.keys() - {"zarr.json"}, 1)
 
 
 def test_what_fails_of_a_box_is_read_again_by_itself() -> None:

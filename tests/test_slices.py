@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
-
-
-class Counting(dict[str, Any]):
-    """A store that counts how often each chunk is read."""
-
-    def __init__(self, content: dict[str, Any]) -> None:
-        super().__init__(content)
-        self.asked: collections.Counter[str] = collections.Counter()
-
-    def __getitem__(self, key: str) -> Any:
-        if "c/" in key:
-            self.asked[key] += 1
-        return super().__getitem__(key)
+from counted import Counting
 
 
 @given(st.data())
@@ -57,12 +44,12 @@ def test_each_chunk_is_read_once(tmp_path: Path) -> None:
         store.asked.clear()
         stream = zds.stream_slices(store, 0, **client)
         np.testing.assert_array_equal(np.concatenate([item.data for item in stream]), values)
-        assert len(store.asked) == 9
-        assert set(store.asked.values()) == {1}
+        assert len(store.chunks) == 9
+        assert set(store.chunks.values()) == {1}
         store.asked.clear()
         stream = zds.stream_slices(store, 1, start=5, step=12, **client)
         np.testing.assert_array_equal(np.concatenate([item.data for item in stream], 1), values[:, 5::12])
-        assert set(store.asked.values()) == {1}
+        assert set(store.chunks.values()) == {1}
 
 
 def test_what_is_too_large_together_comes_in_parts(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ import pytest
 import zarr
 
 import zarr_dask_stream as zds
+from counted import balanced
 from zarr_dask_stream.engine.events import ChunksEmitted, Notice, RunFinished, RunStarted
+
+pytestmark = pytest.mark.usefixtures("no_default_client")
 
 SHAPE, CHUNKS = (23, 17), (5, 4)
 
@@ -44,20 +47,10 @@ def sparse(tmp_path: Path) -> str:
     return str(tmp_path / "sparse")
 
 
-@pytest.fixture(params=["sequential", "embedded"])
-def concurrency(request: pytest.FixtureRequest) -> int | None:
-    return 1 if request.param == "sequential" else None
-
-
 def assemble(stream: zds.ChunkStream, out: np.ndarray) -> np.ndarray:
     for chunk in stream:
         out[chunk.region] = chunk.data
     return out
-
-
-def balanced(report: zds.Report) -> bool:
-    ends = report.emitted + report.filtered + report.skipped_missing + report.dead_lettered + report.cancelled
-    return report.total == ends and report.dead_lettered == len(report.dead_letters)
 
 
 # -- the main path ------------------------------------------------------------------------------------
@@ -594,10 +587,3 @@ def test_closed_client_is_refused(url: str) -> None:
     client.close()
     with pytest.raises(zds.UsageError, match="closed"):
         zds.stream_chunks(url, client=client)
-
-
-@pytest.fixture(autouse=True)
-def _no_default_client() -> None:
-    """A client left active by another test would move these runs to its cluster."""
-    with pytest.raises(ValueError, match="No clients found"):
-        distributed.default_client()

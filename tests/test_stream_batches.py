@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import distributed
 import numpy as np
 import pytest
 import zarr
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
+from counted import balanced
 
 N = 25
 NBYTES = 16
@@ -36,18 +36,12 @@ def url(tmp_path_factory: pytest.TempPathFactory, data: np.ndarray) -> str:
     return path
 
 
-@pytest.fixture(params=["sequential", "embedded"])
-def concurrency(request: pytest.FixtureRequest) -> int | None:
-    return 1 if request.param == "sequential" else None
-
-
 def numbers(batches: Any) -> list[list[int]]:
     return [[chunk.index[0] for chunk in batch] for batch in batches]
 
 
-def balanced(report: zds.Report) -> bool:
-    ends = report.emitted + report.filtered + report.skipped_missing + report.dead_lettered + report.cancelled
-    return report.total == ends == N and report.dead_lettered == len(report.dead_letters)
+def whole(report: zds.Report) -> bool:
+    return balanced(report) and report.total == N
 
 
 # -- batches ------------------------------------------------------------------------------------------
@@ -62,7 +56,7 @@ def test_batches_hold_all_items_in_order(url: str, data: np.ndarray, concurrency
     np.testing.assert_array_equal(np.concatenate([chunk.data for batch in batches for chunk in batch]), data)
     assert stream.report.emitted == N
     assert stream.report.outcome == "done"
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -73,12 +67,12 @@ def test_batches_hold_all_items_in_order(url: str, data: np.ndarray, concurrency
     ordered=st.booleans(),
 )
 def test_any_bounds_on_a_cluster(
-    cluster: Client, url: str, *, bounds: tuple[Any, Any], limit: Any, concurrency: Any, ordered: bool
+    threads_client: Client, url: str, *, bounds: tuple[Any, Any], limit: Any, concurrency: Any, ordered: bool
 ) -> None:
     size, nbytes = bounds
     if size is None and nbytes is None:
         size = 7
-    stream = zds.stream_chunks(url, client=cluster, concurrency=concurrency, ordered=ordered)
+    stream = zds.stream_chunks(url, client=threads_client, concurrency=concurrency, ordered=ordered)
     batched = (stream if limit is None else stream.take(limit)).batch(size, bytes=nbytes)
     batches = list(batched)
     count = N if limit is None else min(limit, N)
@@ -90,23 +84,7 @@ def test_any_bounds_on_a_cluster(
     assert [len(batch) for batch in batches] == [most] * (count // most) + [count % most] * (count % most > 0)
     assert concurrency is None or batched.report.peak_chunks_in_flight <= concurrency
     assert batched.report.emitted == count
-    assert balanced(batched.report)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Any:
-    with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=2,
-            processes=False,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as local,
-        Client(local, set_as_default=False) as client,
-    ):
-        yield client
+    assert whole(batched.report)
 
 
 def test_a_batch_may_be_larger_than_the_window(url: str) -> None:
@@ -153,7 +131,7 @@ def test_a_batch_closes_by_the_clock_while_nothing_arrives(url: str) -> None:
     finally:
         GATE.set()
     assert early == 3
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def test_a_batch_closes_by_the_clock_under_async_for(url: str) -> None:
@@ -191,7 +169,7 @@ def test_leaving_early_cancels_what_was_gathered(url: str, concurrency: int | No
     assert stream.report.emitted == 8
     assert stream.report.cancelled == N - 8
     assert stream.report.outcome == "stopped early"
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def test_draining_hands_out_what_was_gathered(url: str) -> None:
@@ -202,7 +180,7 @@ def test_draining_hands_out_what_was_gathered(url: str) -> None:
         stream.drain()
     assert batches[0].trigger == "size"
     assert sum(map(len, batches)) == stream.report.emitted
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def test_what_fails_or_is_filtered_is_in_no_batch(url: str, concurrency: int | None) -> None:
@@ -215,7 +193,7 @@ def test_what_fails_or_is_filtered_is_in_no_batch(url: str, concurrency: int | N
     batched = stream.filter(lambda chunk: chunk.index[0] % 5 != 1).map(stumble).batch(size=6)
     assert numbers(batched) == [[0, 2, 4, 5, 7, 9], [10, 12, 14, 15, 17, 19], [20, 22, 24]]
     assert (batched.report.filtered, batched.report.dead_lettered) == (5, 5)
-    assert balanced(batched.report)
+    assert whole(batched.report)
 
 
 def test_a_batch_is_done_when_the_consumer_comes_back(url: str, tmp_path: Path) -> None:
@@ -240,7 +218,7 @@ def test_batches_under_async_for(url: str, concurrency: int | None) -> None:
         return [batch async for batch in stream]
 
     assert numbers(asyncio.run(main())) == [list(range(10)), list(range(10, 20)), list(range(20, 25))]
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +297,7 @@ def test_items_go_to_the_sink_of_their_key_in_batches_of_their_own(url: str, con
     assert numbers(sinks.got["odd"]) == [[1, 3, 5, 7, 9], [11, 13, 15, 17, 19], [21, 23]]
     assert [(batch.key, batch.trigger) for batch in sinks.got["odd"]] == [("odd", "size")] * 2 + [("odd", "end")]
     assert report.emitted == N
-    assert balanced(report)
+    assert whole(report)
 
 
 def test_without_batches_a_sink_gets_one_item_after_the_other(url: str) -> None:
@@ -329,7 +307,7 @@ def test_without_batches_a_sink_gets_one_item_after_the_other(url: str) -> None:
     assert all(isinstance(chunk, zds.Chunk) for chunk in taken)
     assert [chunk.index[0] for chunk in taken] == list(range(N))
     assert [chunk.index[0] for chunk in sinks.got["odd"]] == list(range(1, N, 2))
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def test_a_sink_that_fails_loses_its_own_items_only(url: str, concurrency: int | None) -> None:
@@ -343,7 +321,7 @@ def test_a_sink_that_fails_loses_its_own_items_only(url: str, concurrency: int |
     assert (letter.error_type, letter.message, letter.reason) == ("OSError", "odd is full", "the sink 'odd' raised")
     assert (letter.category, letter.attempts) == ("function", 1)
     assert "test_stream_batches" in letter.traceback
-    assert balanced(report)
+    assert whole(report)
 
 
 def test_a_sink_that_fails_stops_the_stream_unless_told_otherwise(url: str) -> None:
@@ -353,7 +331,7 @@ def test_a_sink_that_fails_stops_the_stream_unless_told_otherwise(url: str) -> N
         stream.run()
     assert isinstance(caught.value.__cause__, OSError)
     assert (stream.report.emitted, stream.report.dead_lettered, stream.report.cancelled) == (7, 1, 17)
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def test_an_item_without_a_sink_is_a_dead_letter(url: str) -> None:
@@ -371,7 +349,7 @@ def test_an_item_without_a_sink_is_a_dead_letter(url: str) -> None:
         (5, "TypeError"),
     ]
     assert "the key of chunk (3,) is 'none', and there are sinks for 'all'" in report.dead_letters[0].message
-    assert balanced(report)
+    assert whole(report)
 
 
 def test_what_a_sink_has_taken_is_done_and_what_it_refused_is_tried_again(url: str, tmp_path: Path) -> None:
@@ -428,7 +406,7 @@ def test_coroutine_sinks_are_awaited_and_others_leave_the_loop_alone(url: str) -
     assert sorted(got) == [n for n in range(N) if n not in (11, 13, 15, 17, 19)]
     assert threading.get_ident() not in threads
     assert stream.report.dead_lettered == 5
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 # -- functions of many --------------------------------------------------------------------------------
@@ -441,7 +419,7 @@ def totals(batch: zds.Batch) -> Any:
 def test_a_function_of_many_gives_each_chunk_its_own_value(url: str, data: np.ndarray, concurrency: int | None) -> None:
     stream = zds.stream_chunks(url, concurrency=concurrency).map_batch(totals, size=8)
     assert {chunk.index[0]: int(chunk.data) for chunk in stream} == dict(enumerate(data.reshape(N, 4).sum(axis=1)))
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def sizes(batch: zds.Batch) -> list[tuple[int, str]]:
@@ -468,7 +446,7 @@ def test_stages_before_and_after_a_function_of_many(url: str, concurrency: int |
         .filter(lambda chunk: chunk.data != -71)
     )
     assert [chunk.data for chunk in stream] == [-(10 * n + 1) for n in range(N) if n % 3 and n != 7]
-    assert balanced(stream.report)
+    assert whole(stream.report)
 
 
 def test_what_a_function_of_many_returns_can_be_folded(url: str, data: np.ndarray, concurrency: int | None) -> None:
@@ -487,7 +465,7 @@ def test_a_function_that_fails_for_one_chunk_fails_for_that_chunk(url: str, conc
     assert [chunk.data for chunk in stream] == [n for n in range(N) if n != 7]
     [letter] = stream.report.dead_letters
     assert (letter.index, letter.error_type, letter.message) == ((7,), "ArithmeticError", "seven is among 1")
-    assert balanced(stream.report)
+    assert whole(stream.report)
     with pytest.raises(zds.ChunkError, match="seven is among 1"):
         list(zds.stream_chunks(url, concurrency=concurrency).map_batch(refuse_seven, size=8))
 
@@ -529,4 +507,4 @@ def test_all_of_it_on_worker_processes(client: Client, url: str, data: np.ndarra
             (sums > 2000) == large
         ).tolist()
         assert [len(batch) for batch in batches[:-1]] == [3] * (len(batches) - 1)
-    assert balanced(report)
+    assert whole(report)

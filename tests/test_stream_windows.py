@@ -6,11 +6,10 @@ import asyncio
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import distributed
 import numpy as np
 import pytest
 import zarr
@@ -19,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
+from counted import balanced
 from zarr_dask_stream.engine.events import ChunksEmitted, Notice
 from zarr_dask_stream.stages.windows import parse_along
 
@@ -46,32 +46,6 @@ def sharded(tmp_path_factory: pytest.TempPathFactory, data: np.ndarray) -> str:
     return path
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Client]:
-    with (
-        distributed.LocalCluster(
-            n_workers=1,
-            threads_per_worker=2,
-            processes=False,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-        ) as local,
-        Client(local, set_as_default=False) as client,
-    ):
-        yield client
-
-
-@pytest.fixture(params=["sequential", "embedded"])
-def concurrency(request: pytest.FixtureRequest) -> int | None:
-    return 1 if request.param == "sequential" else None
-
-
-def balanced(report: zds.Report) -> bool:
-    ends = report.emitted + report.filtered + report.skipped_missing + report.dead_lettered + report.cancelled
-    return report.total == ends and report.dead_lettered == len(report.dead_letters)
-
-
 # -- against NumPy --------------------------------------------------------------------------------------
 
 
@@ -96,9 +70,9 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests())
 def test_each_window_is_what_numpy_says(
-    cluster: Client, url: str, sharded: str, data: np.ndarray, *, request: dict[str, Any]
+    threads_client: Client, url: str, sharded: str, data: np.ndarray, *, request: dict[str, Any]
 ) -> None:
-    where = {"concurrency": 1} if request["serial"] else {"client": cluster}
+    where = {"concurrency": 1} if request["serial"] else {"client": threads_client}
     stream = zds.stream_chunks(
         sharded if request["sharded"] else url, region=request["region"], ordered=request["ordered"], **where
     )

@@ -14,7 +14,7 @@ import zarr
 from distributed import Client
 
 import zarr_dask_stream as zds
-from cluster.streaming import balanced
+from counted import balanced
 from realparts.cluster import TcpCluster
 from realparts.leaks import keys_left
 from realparts.process import Process, wait_until
@@ -95,16 +95,6 @@ def within(seconds: float) -> Iterator[None]:
     yield
     took = time.monotonic() - begin
     assert took < seconds, f"took {took:.1f} s, expected less than {seconds:g} s"
-
-
-def pausing(seconds: float) -> Any:
-    """Return a function that hands chunks on after so many seconds; travels by value."""
-
-    def wait(chunk: zds.Chunk) -> Any:
-        time.sleep(seconds)
-        return chunk.data
-
-    return wait
 
 
 class Reaper:

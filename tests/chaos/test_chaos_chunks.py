@@ -26,7 +26,7 @@ from chaos.scene import (
     within,
     write_rows,
 )
-from cluster.streaming import balanced
+from counted import balanced
 from realparts.leaks import LeakCheck
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]

@@ -13,7 +13,7 @@ from distributed import Client
 
 import zarr_dask_stream as zds
 from chaos.scene import NOTHING, assemble_rows, assert_all_there, within, write_rows
-from cluster.streaming import balanced
+from counted import balanced
 from realparts.http_files import HttpStore
 from realparts.leaks import LeakCheck
 from realparts.process import wait_until

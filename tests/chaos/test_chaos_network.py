@@ -16,7 +16,8 @@ import pytest
 from distributed import Client
 
 import zarr_dask_stream as zds
-from chaos.scene import assemble_rows, assert_all_there, assert_no_keys, pausing, within, write_rows
+from chaos.scene import assemble_rows, assert_all_there, assert_no_keys, within, write_rows
+from cluster.streaming import slowly
 from realparts.leaks import LeakCheck
 from realparts.namespaces import Host, run_network, why_not
 from realparts.process import wait_until
@@ -74,7 +75,7 @@ def test_a_worker_that_is_cut_off_costs_no_chunk(
 ) -> None:
     url, data = place
     with run_site(tmp_path) as site:
-        stream = zds.stream_chunks(url, client=site.client, ordered=ordered).map(pausing(0.02))
+        stream = zds.stream_chunks(url, client=site.client, ordered=ordered).map(slowly(0.02))
 
         def cut_when_due(count: int) -> None:
             if count == 100:
@@ -91,7 +92,7 @@ def test_a_worker_that_is_cut_off_costs_no_chunk(
 def test_a_short_cut_costs_nothing(leak_check: LeakCheck, tmp_path: Path, place: tuple[str, np.ndarray]) -> None:
     url, data = place
     with run_site(tmp_path) as site:
-        stream = zds.stream_chunks(url, client=site.client, ordered=False).map(pausing(0.02))
+        stream = zds.stream_chunks(url, client=site.client, ordered=False).map(slowly(0.02))
         healers: list[threading.Timer] = []
 
         def cut_when_due(count: int) -> None:
@@ -116,14 +117,15 @@ CLIENT = """
     import numpy as np
     from distributed import Client
     import zarr_dask_stream as zds
-    from chaos.scene import assemble_rows, assert_all_there, pausing
+    from chaos.scene import assemble_rows, assert_all_there
+    from cluster.streaming import slowly
 
     if __name__ == "__main__":
         address, url, ordered, count, width = sys.argv[1:]
         data = np.arange(int(count) * int(width), dtype="i4").reshape(int(count), int(width))
         with Client(address, timeout=60) as client:
             client.wait_for_workers(2, timeout=60)
-            stream = zds.stream_chunks(url, client=client, ordered=ordered == "True").map(pausing(0.02))
+            stream = zds.stream_chunks(url, client=client, ordered=ordered == "True").map(slowly(0.02))
             out = assemble_rows(stream, data, lambda done: print("done:", done, flush=True))
             assert_all_there(stream.report, out, data)
         print("all there", json.dumps({"lost": stream.report.batches_lost}), flush=True)

@@ -15,7 +15,7 @@ from zarr.storage import ObjectStore
 
 import zarr_dask_stream as zds
 from chaos.scene import assemble_rows, assert_all_there, within, write_rows
-from cluster.streaming import balanced
+from counted import balanced
 from realparts.fault_proxy import FaultProxy, Faults
 from realparts.leaks import LeakCheck
 from realparts.s3 import S3Server

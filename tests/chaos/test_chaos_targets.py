@@ -13,8 +13,8 @@ import pytest
 import zarr_dask_stream as zds
 from chaos.scene import Reaper, StartCluster, connect, within, write_rows
 from chaos.test_chaos_client import Run, fill, finished, small_disk  # noqa: F401  # a fixture is among them
-from cluster.streaming import balanced
 from copying import read
+from counted import balanced
 from realparts.leaks import LeakCheck
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

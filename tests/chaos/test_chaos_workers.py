@@ -16,11 +16,11 @@ from chaos.scene import (
     assert_all_there,
     assert_no_keys,
     connect,
-    pausing,
     within,
     write_rows,
 )
-from cluster.streaming import balanced
+from cluster.streaming import slowly
+from counted import balanced
 from realparts.leaks import LeakCheck
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -43,7 +43,7 @@ def test_a_worker_killed_every_other_second_costs_no_chunk(
     url, data = place
     cluster = start_tcp_cluster(workers=3)
     with connect(cluster) as client, within(120):
-        stream = zds.stream_chunks(url, client=client, ordered=ordered).map(pausing(0.008))
+        stream = zds.stream_chunks(url, client=client, ordered=ordered).map(slowly(0.008))
         with Reaper(cluster, client, seed=seed) as reaper:
             out = assemble_rows(stream, data)
         assert_all_there(stream.report, out, data)
@@ -58,7 +58,7 @@ def test_a_reduction_counts_each_chunk_once_while_workers_die(
     url, data = place
     cluster = start_tcp_cluster(workers=3)
     with connect(cluster) as client, within(120):
-        stream = zds.stream_chunks(url, client=client).map(pausing(0.008))
+        stream = zds.stream_chunks(url, client=client).map(slowly(0.008))
         reduced = stream.reduce({"sum": zds.reducers.sum(), "count": zds.reducers.count()})
         with Reaper(cluster, client, seed=5) as reaper:
             answer = reduced.compute()
@@ -103,7 +103,7 @@ def test_streams_side_by_side_outlive_workers_and_a_neighbour_that_is_closed(
         consumers = [
             Consumer(
                 zds.stream_chunks(url, client=client, region=slice(0, 500), ordered=ordered).map(
-                    pausing(0.006 + n / 1e4)
+                    slowly(0.006 + n / 1e4)
                 ),
                 part,
                 stop_after=60 if n == 1 else None,

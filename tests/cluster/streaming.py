@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from distributed import Client
 
 import zarr_dask_stream as zds
 
@@ -38,12 +39,6 @@ def assemble(stream: Any) -> np.ndarray:
         seen.add(chunk.index)
         out[chunk.region] = chunk.data
     return out
-
-
-def balanced(report: zds.Report) -> bool:
-    """Whether every planned chunk has one end."""
-    ends = report.emitted + report.filtered + report.skipped_missing + report.dead_lettered + report.cancelled
-    return report.total == ends and report.dead_lettered == len(report.dead_letters)
 
 
 def total_of(chunk: zds.Chunk) -> int:
@@ -84,3 +79,9 @@ class Total(zds.Reducer):
 
     def merge(self, left: int, right: int) -> int:
         return left + right
+
+
+def address_of(client: Client) -> str:
+    """Return where the scheduler of a client listens."""
+    assert client.scheduler is not None
+    return str(client.scheduler.address)

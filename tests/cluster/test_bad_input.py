@@ -18,7 +18,8 @@ from distributed import Client
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNK_COUNT, CHUNKS, SHAPE, assemble, balanced, write_array
+from cluster.streaming import CHUNK_COUNT, CHUNKS, SHAPE, assemble, write_array
+from counted import balanced
 from zarr_dask_stream import errors
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("client")]

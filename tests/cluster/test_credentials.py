@@ -13,7 +13,8 @@ import pytest
 from distributed import Client
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNK_COUNT, balanced, pattern, total_of, write_array
+from cluster.streaming import CHUNK_COUNT, pattern, total_of, write_array
+from counted import balanced
 from realparts.s3 import S3Server
 from zarr_dask_stream.engine.events import ChunkRetried, Notice
 from zarr_dask_stream.source.store import StoreSpec

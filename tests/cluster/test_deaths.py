@@ -15,7 +15,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 import zarr_dask_stream as zds
-from cluster.streaming import balanced
+from counted import balanced
 from realparts.cluster import run_cluster
 from zarr_dask_stream.engine.events import Notice, WorkerRetired
 

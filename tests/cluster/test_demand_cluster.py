@@ -21,7 +21,8 @@ import pytest
 from distributed import Client
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNK_COUNT, SHAPE, balanced, marking, slowly, total_of, write_array
+from cluster.streaming import CHUNK_COUNT, SHAPE, address_of, marking, slowly, total_of, write_array
+from counted import balanced
 from realparts.cluster import TcpCluster
 from realparts.leaks import LeakCheck
 from realparts.process import Process, wait_until
@@ -71,11 +72,6 @@ def put(out: np.ndarray, chunks: Any) -> None:
 def together(*works: Callable[[], Any]) -> list[Any]:
     with ThreadPoolExecutor(len(works)) as pool:
         return [future.result() for future in [pool.submit(work) for work in works]]
-
-
-def address_of(client: Client) -> str:
-    assert client.scheduler is not None
-    return str(client.scheduler.address)
 
 
 # -- threads ------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ import zarr
 from distributed import Client, LocalCluster
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNK_COUNT, Total, assemble, balanced, marking, slowly, total_of, write_array
+from cluster.streaming import CHUNK_COUNT, Total, address_of, assemble, marking, slowly, total_of, write_array
+from counted import balanced
 from realparts.leaks import LeakCheck
 from realparts.process import Process, wait_until
 from zarr_dask_stream.engine.events import BatchSubmitted, Notice
@@ -63,11 +64,6 @@ def threaded_client() -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
-
-
-def address_of(client: Client) -> str:
-    assert client.scheduler is not None
-    return str(client.scheduler.address)
 
 
 def worker_pids(client: Client) -> set[int]:

@@ -19,7 +19,8 @@ from distributed import Client
 from zarr.storage import ObjectStore, ZipStore
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNK_COUNT, CHUNKS, SHAPE, assemble, balanced, pattern, total_of, write_array
+from cluster.streaming import CHUNK_COUNT, CHUNKS, SHAPE, assemble, pattern, total_of, write_array
+from counted import balanced
 from realparts.fault_proxy import FaultProxy, Faults
 from realparts.http_files import HttpStore
 from realparts.s3 import S3Server, serve_s3

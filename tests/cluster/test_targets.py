@@ -17,8 +17,9 @@ from zarr.codecs import GzipCodec
 from zarr.storage import ObjectStore
 
 import zarr_dask_stream as zds
-from cluster.streaming import SHAPE, balanced, pattern, write_array
+from cluster.streaming import SHAPE, pattern, write_array
 from copying import METADATA, read
+from counted import balanced
 from realparts.cluster import TcpCluster
 from realparts.fault_proxy import FaultProxy, Faults
 from realparts.leaks import LeakCheck

@@ -16,7 +16,8 @@ import pytest
 from distributed import Client, Future
 
 import zarr_dask_stream as zds
-from cluster.streaming import CHUNK_COUNT, Total, assemble, balanced, slowly, write_array
+from cluster.streaming import CHUNK_COUNT, Total, assemble, slowly, write_array
+from counted import balanced
 from realparts.cluster import TcpCluster, run_cluster
 from realparts.process import wait_until
 from zarr_dask_stream.engine import dask_executor
