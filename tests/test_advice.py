@@ -9,18 +9,11 @@ import pytest
 import zarr
 
 import zarr_dask_stream as zds
+from watched import came_back, given_up, lost, sent, tried_again
 from zarr_dask_stream.engine.events import (
-    Batch,
-    BatchFinished,
-    BatchStats,
-    BatchSubmitted,
     Category,
-    ChunkDeadLettered,
-    ChunkRetried,
     ChunksEmitted,
     ClusterChanged,
-    DeadLetter,
-    Failure,
     RunFinished,
     RunStarted,
     SlowedDown,
@@ -43,7 +36,7 @@ def play(
     nbytes: int = 2**20,
     max_chunks: int | None = None,
     max_nbytes: int = 2**33,
-    lost: int = 0,
+    died: int = 0,
     slow: str = "",
     filled: int = 0,
     workers: int = 4,
@@ -57,20 +50,20 @@ def play(
     flight = min(max_chunks or 10 * chunks, total)
     for n in range(tasks):
         at = wall_s * (n + 1) / tasks
-        batch = Batch(n, (range(n * chunks, (n + 1) * chunks),), chunks, chunks * nbytes, fresh=True)
-        report.handle(BatchSubmitted(at, batch, flight, flight * nbytes))
+        numbers = range(n * chunks, (n + 1) * chunks)
+        report.handle(sent(at, numbers, flight, nbytes))
         worker = f"w{n % workers}"
         took = task_s * (3 if worker == slow else 1)
-        stats = BatchStats(
-            wall_s=took, fetch_s=fetch * took, decode_s=decode * took, compute_s=compute * took, worker=worker,
-            bytes_stored=chunks * nbytes // 2, bytes_decoded=chunks * nbytes, filled=filled // tasks,
-        )  # fmt: skip
-        report.handle(BatchFinished(at, batch, stats, took + transfer_s, transfer_s))
-        report.handle(ChunksEmitted(at, tuple(range(n * chunks, (n + 1) * chunks))))
-    for n in range(lost):
         report.handle(
-            BatchFinished(wall_s, Batch(-n, (range(4),), 4, 32), None, 1.0, 0.0, "the worker tcp://1.2.3.4:5 died")
-        )
+            came_back(
+                at, numbers, worker, elapsed_s=took + transfer_s, transfer_s=transfer_s, nbytes=nbytes,
+                wall_s=took, fetch_s=fetch * took, decode_s=decode * took, compute_s=compute * took,
+                bytes_stored=chunks * nbytes // 2, bytes_decoded=chunks * nbytes, filled=filled // tasks,
+            )
+        )  # fmt: skip
+        report.handle(ChunksEmitted(at, tuple(numbers)))
+    for n in range(died):
+        report.handle(lost(wall_s, range(4 * n, 4 * n + 4), "the worker tcp://1.2.3.4:5 died"))
     if finish:
         report.handle(RunFinished(wall_s, "done", total, consumer_s, flight, flight * nbytes))
     return report
@@ -108,7 +101,7 @@ def test_a_run_that_is_well_gets_no_advice() -> None:
         ("concurrency-bound", {"max_chunks": 2, "task_s": 0.1}, ["concurrency=2 on 4 threads", "concurrency=8"]),
         ("transfer-bound", {"transfer_s": 0.2}, ["20.0 s on their way", ".reduce(...)"]),
         ("slow-worker", {"slow": "w2"}, ["w2", "17.5 chunks", "52.6"]),
-        ("workers-die", {"lost": 20}, ["20 of 120 tasks", "worker ... died", "1.0 MiB decoded"]),
+        ("workers-die", {"died": 20}, ["20 of 120 tasks", "worker ... died", "1.0 MiB decoded"]),
         ("mostly-missing", {"filled": 1500}, ["1,500 of 2,000", 'missing="skip"']),
     ],
 )
@@ -139,12 +132,12 @@ def test_the_phase_is_not_blamed_where_the_consumer_is() -> None:
 
 
 def fail(report: zds.Report, number: int, category: Category, worker: str = "w1", *, dead: bool = False) -> None:
-    failure = Failure(number, category, "OSError", f"reset while reading c/{number}", worker=worker)
+    message = f"reset while reading c/{number}"
     if dead:
-        letter = DeadLetter.of(failure, (number,), (slice(0, 1),), 3, "final")
-        report.handle(ChunkDeadLettered(5.0, number, letter))
+        told = given_up(5.0, number, message, worker, grid=(2000,), category=category.value, error_type="OSError")
+        report.handle(told)
     else:
-        report.handle(ChunkRetried(5.0, failure, 1, 0.1))
+        report.handle(tried_again(5.0, number, message, worker, category=category))
 
 
 def test_one_cause_of_nearly_all_errors_is_named() -> None:
@@ -169,7 +162,7 @@ def test_few_errors_or_many_kinds_are_left_to_the_table() -> None:
         fail(report, n, Category.TRANSIENT)
     assert kinds(report) == []
     for n in range(30):
-        report.handle(ChunkRetried(5.0, Failure(n, Category.TIMEOUT, f"E{'abc'[n % 3]}", "late"), 1, 0.1))
+        report.handle(tried_again(5.0, n, "late", "", category=Category.TIMEOUT, error_type=f"E{'abc'[n % 3]}"))
     assert kinds(report) == []
 
 

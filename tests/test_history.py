@@ -12,21 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zarr_dask_stream as zds
+from watched import came_back, given_up, lost, sent, tried_again
 from zarr_dask_stream.engine.events import (
-    Batch,
-    BatchFinished,
-    BatchStats,
-    BatchSubmitted,
-    Category,
-    ChunkDeadLettered,
-    ChunkRetried,
     ChunksCancelled,
     ChunksEmitted,
     ChunksFiltered,
     ChunksSkipped,
     ClusterChanged,
-    DeadLetter,
-    Failure,
     Notice,
     RunFinished,
     RunStarted,
@@ -45,24 +37,6 @@ def folded(*notices: Notice, **options: Any) -> History:
     return history
 
 
-def came_back(at: float, chunks: int = 4, worker: str = "w1", **stats: Any) -> BatchFinished:
-    given = BatchStats(worker=worker, **{"wall_s": 1.0, **stats})
-    return BatchFinished(at, Batch(1, (range(chunks),), chunks, 8 * chunks), given, 1.5, 0.2)
-
-
-def sent(at: float, in_flight: int) -> BatchSubmitted:
-    return BatchSubmitted(at, Batch(1, (range(4),), 4, 32), in_flight, in_flight * 8)
-
-
-def retried(at: float, number: int, message: str, worker: str = "w1") -> ChunkRetried:
-    return ChunkRetried(at, Failure(number, Category.TRANSIENT, "OSError", message, worker=worker), 1, 0.1)
-
-
-def dead(at: float, number: int, message: str, worker: str = "w1") -> ChunkDeadLettered:
-    letter = DeadLetter((0, number), (slice(0, 1),) * 2, 3, "corrupt", "ValueError", message, "final", worker)
-    return ChunkDeadLettered(at, number, letter)
-
-
 # -- series -----------------------------------------------------------------------------------------
 
 
@@ -79,7 +53,7 @@ def test_a_rate_times_its_time_is_the_sum_at_any_resolution(moments: list[tuple[
 
 
 def test_a_long_run_takes_no_more_memory_than_a_short_one() -> None:
-    history = folded(*(came_back(at, bytes_stored=10) for at in np.geomspace(0.1, 1e6, 2000).tolist()))
+    history = folded(*(came_back(at, range(4), bytes_stored=10) for at in np.geomspace(0.1, 1e6, 2000).tolist()))
     for name in RATES:
         assert len(history.series(name)[0]) <= 240
     assert all(len(values) <= 240 for values in history._bins.sums.values())
@@ -90,7 +64,7 @@ def test_levels_are_carried_on_until_they_change() -> None:
     history = folded(
         RunStarted(0.0, 100, 8, (100,), "m"),
         ClusterChanged(0.0, 2, 4),
-        sent(0.1, 10),
+        sent(0.1, range(4), 10),
         ChunksEmitted(1.1, tuple(range(6))),
         ClusterChanged(1.6, 1, 2),
         RunFinished(2.1, "done", 100, 0.0, 10, 80),
@@ -107,13 +81,16 @@ def test_levels_are_carried_on_until_they_change() -> None:
     st.sampled_from([2, 3, 16, 240]),
 )
 def test_the_most_in_flight_is_never_lost(moments: list[tuple[float, int]], bins: int) -> None:
-    history = folded(*(sent(at, n) for at, n in sorted(moments)), bins=bins)
+    history = folded(*(sent(at, range(4), n) for at, n in sorted(moments)), bins=bins)
     assert history.series("in_flight")[1].max() == max(n for _, n in moments)
 
 
 def test_stretches_that_were_never_in_flight_free_nothing() -> None:
     history = folded(
-        sent(0.1, 5), ChunksSkipped(0.2, (), 1000), ChunksSkipped(0.2, (range(2),), 2), ChunksFiltered(0.3, (1,))
+        sent(0.1, range(4), 5),
+        ChunksSkipped(0.2, (), 1000),
+        ChunksSkipped(0.2, (range(2),), 2),
+        ChunksFiltered(0.3, (1,)),
     )
     assert history.series("in_flight")[1].tolist() == [5, 3]
     assert history._in_flight == 2
@@ -152,8 +129,8 @@ def test_the_steady_part_leaves_out_start_and_tail() -> None:
 
 def test_phases_are_counted_for_each_chunk_and_tasks_once() -> None:
     history = folded(
-        came_back(1.0, 4, fetch_s=4.0, decode_s=0.4, latency=latency_histogram([1.0] * 3 + [8.0])),
-        came_back(2.0, 2, fetch_s=16.0),
+        came_back(1.0, range(4), fetch_s=4.0, decode_s=0.4, latency=latency_histogram([1.0] * 3 + [8.0])),
+        came_back(2.0, range(2), fetch_s=16.0),
     )
     edges, counts = history.latency("fetch")
     assert edges[0] == 1.0
@@ -177,9 +154,9 @@ def test_buckets_are_those_of_the_workers(seconds: float) -> None:
 
 def test_what_each_worker_did() -> None:
     history = folded(
-        came_back(1.0, 4, "a", fetch_s=0.5, bytes_stored=7),
-        came_back(3.0, 6, "a", decode_s=0.25),
-        retried(3.5, 1, "reset", "b"),
+        came_back(1.0, range(4), "a", fetch_s=0.5, bytes_stored=7),
+        came_back(3.0, range(6), "a", decode_s=0.25),
+        tried_again(3.5, 1, "reset", "b"),
         WorkerRetired(4.0, "b", 2),
     )
     a, b = history.workers["a"], history.workers["b"]
@@ -189,7 +166,7 @@ def test_what_each_worker_did() -> None:
 
 
 def test_a_cluster_that_comes_and_goes_takes_bounded_memory() -> None:
-    history = folded(*(came_back(1.0, 1, f"tcp://10.0.0.1:{n}") for n in range(2000)))
+    history = folded(*(came_back(1.0, range(1), f"tcp://10.0.0.1:{n}") for n in range(2000)))
     assert len(history.workers) <= 513
     assert sum(past.chunks for past in history.workers.values()) == 2000
 
@@ -200,9 +177,9 @@ def test_a_cluster_that_comes_and_goes_takes_bounded_memory() -> None:
 def test_failures_of_a_kind_are_one_cause() -> None:
     history = folded(
         RunStarted(0.0, 100, 8, (10, 10), "m"),
-        *(retried(1.0 + n, n, f"chunk (0, {n}): connection to '10.0.0.{n}' reset", f"w{n % 2}") for n in range(9)),
-        dead(20.0, 3, "got 12 bytes, expected 400"),
-        dead(21.0, 4, "got 13 bytes, expected 400"),
+        *(tried_again(1.0 + n, n, f"chunk (0, {n}): connection to '10.0.0.{n}' reset", f"w{n % 2}") for n in range(9)),
+        given_up(20.0, 3, "got 12 bytes, expected 400"),
+        given_up(21.0, 4, "got 13 bytes, expected 400"),
     )
     often, seldom = history.causes
     assert (often.error_type, often.message) == ("OSError", "chunk (#): connection to '...' reset")
@@ -215,7 +192,9 @@ def test_failures_of_a_kind_are_one_cause() -> None:
 
 def test_as_many_kinds_of_errors_as_chunks_take_bounded_memory() -> None:
     words = ["".join(chr(97 + (n // 26**k) % 26) for k in range(4)) for n in range(1000)]
-    history = folded(*(dead(1.0, n, f"the word {word}", worker=f"w{n}") for n, word in enumerate(words)))
+    history = folded(
+        *(given_up(1.0, n, f"the word {word}", worker=f"w{n}", grid=(1000,)) for n, word in enumerate(words))
+    )
     assert len(history.causes) == 65
     assert sum(cause.count for cause in history.causes) == 1000
     assert history.causes[0].error_type == "other errors"
@@ -223,8 +202,8 @@ def test_as_many_kinds_of_errors_as_chunks_take_bounded_memory() -> None:
 
 
 def test_tasks_that_were_lost_and_stores_that_complained_are_counted() -> None:
-    lost = BatchFinished(1.0, Batch(1, (range(4),), 4, 32), None, 1.0, 0.0, "worker tcp://1.2.3.4:567 died")
-    history = folded(lost, lost, SlowedDown(1.0, 40.0), SlowedDown(2.0, 20.0), ChunksCancelled(3.0, 1))
+    died = lost(1.0, range(4), "worker tcp://1.2.3.4:567 died")
+    history = folded(died, died, SlowedDown(1.0, 40.0), SlowedDown(2.0, 20.0), ChunksCancelled(3.0, 1))
     assert history.lost == {"worker ... died": 2}
     assert (history.slowed, history.requests_per_s) == (2, 20.0)
 

@@ -17,18 +17,10 @@ from matplotlib.image import imread
 
 import zarr_dask_stream as zds
 from realparts.browser import Browser, Tab
+from watched import came_back, given_up, sent, tried_again
 from zarr_dask_stream.engine.events import (
-    Batch,
-    BatchFinished,
-    BatchStats,
-    BatchSubmitted,
-    Category,
-    ChunkDeadLettered,
-    ChunkRetried,
     ChunksEmitted,
     ClusterChanged,
-    DeadLetter,
-    Failure,
     RunFinished,
     RunStarted,
 )
@@ -58,26 +50,23 @@ def play(
     for at in range(0, int(total * upto), step):
         now = 60.0 * (at + step) / total
         numbers = range(at, min(at + step, total))
-        batch = Batch(at, (numbers,), len(numbers), 40_000 * len(numbers), fresh=True)
-        report.handle(BatchSubmitted(now, batch, 2 * step, 80_000 * step))
+        report.handle(sent(now, numbers, 2 * step, 40_000))
         worker = f"tcp://10.0.0.{at // step % workers}:4000/{text}"
         spent = [0.001 * (1 + n % 7) for n in numbers]
-        stats = BatchStats(
-            wall_s=3 * sum(spent), fetch_s=sum(spent), decode_s=sum(spent) / 2, compute_s=sum(spent) / 3,
-            bytes_stored=10_000 * len(numbers), bytes_decoded=40_000 * len(numbers),
-            latency=latency_histogram(spent), worker=worker,
+        report.handle(
+            came_back(
+                now, numbers, worker, elapsed_s=4 * sum(spent), transfer_s=0.001, nbytes=40_000,
+                wall_s=3 * sum(spent), fetch_s=sum(spent), decode_s=sum(spent) / 2, compute_s=sum(spent) / 3,
+                bytes_stored=10_000 * len(numbers), bytes_decoded=40_000 * len(numbers),
+                latency=latency_histogram(spent),
+            )
         )  # fmt: skip
-        report.handle(BatchFinished(now, batch, stats, 4 * sum(spent), 0.001))
         fine = []
         for n in numbers:
             if retried and n % retried == 1:
-                report.handle(
-                    ChunkRetried(now, Failure(n, Category.TRANSIENT, "OSError", f"{text} {n}", worker=worker), 1, 0.1)
-                )
+                report.handle(tried_again(now, n, f"{text} {n}", worker))
             if dead and n % dead == 3:
-                index = tuple(int(i) for i in np.unravel_index(n, shape))
-                letter = DeadLetter(index, (slice(0, 1),), 3, "corrupt", f"Error{text}", text, text, worker)
-                report.handle(ChunkDeadLettered(now, n, letter))
+                report.handle(given_up(now, n, text, worker, grid=shape, error_type=f"Error{text}", reason=text))
             else:
                 fine.append(n)
         report.handle(ChunksEmitted(now, tuple(fine)))
