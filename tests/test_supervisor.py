@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from zarr_dask_stream.engine.batching import Batcher, BatchLimits, Cutter
+from machines import NBYTES, balanced, done, machine_of, notices, rehearse, reset, submitted, take_all
 from zarr_dask_stream.engine.events import (
     Batch,
     BatchDone,
@@ -27,97 +26,17 @@ from zarr_dask_stream.engine.events import (
     ChunksSkipped,
     ClusterChanged,
     Failure,
-    Notice,
     RunFinished,
     Threads,
     Tick,
 )
-from zarr_dask_stream.engine.instructions import Abort, Cancel, Fold, Instruction, Notify, Submit
+from zarr_dask_stream.engine.instructions import Abort, Instruction, Notify, Submit
 from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.supervisor import Supervisor
-from zarr_dask_stream.engine.throttle import RateLimit, Throttle
-from zarr_dask_stream.engine.window import Item, Window, WindowLimits
-from zarr_dask_stream.errors import ClusterError, StoreError, StoreNotVisibleError, UsageError
-from zarr_dask_stream.source.grid import ChunkGrid
+from zarr_dask_stream.engine.window import Item
+from zarr_dask_stream.errors import ClusterError, StoreNotVisibleError
 from zarr_dask_stream.source.hedging import Hedge
-from zarr_dask_stream.source.selection import ChunkPlan, parse_region
-from zarr_dask_stream.testing import Outcome, Rehearsal, ScriptedExecutor
-
-NBYTES = 10
-PLAIN = RetryPolicy(wait_initial=1.0, wait_jitter=0.0)
-
-
-def plan_of(chunks: int, where: Callable[[tuple[int, ...]], Any] | None = None) -> ChunkPlan:
-    grid = ChunkGrid((chunks,), (1,))
-    return ChunkPlan(grid, parse_region(None, grid.shape), where)
-
-
-def machine_of(
-    chunks: int = 10,
-    *,
-    window: int | None = 100,
-    nbytes: int = 10**9,
-    policy: RetryPolicy = PLAIN,
-    batch: int = 8192,
-    where: Callable[[tuple[int, ...]], Any] | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Supervisor:
-    plan = plan_of(chunks, where)
-    return Supervisor(
-        plan,
-        Cutter(plan.runs()),
-        Window(WindowLimits(chunks=window, nbytes=nbytes)),
-        Batcher(BatchLimits(chunks=batch)),
-        policy,
-        chunk_nbytes=NBYTES,
-        total=chunks if where is None else None,
-        rng=random.Random(seed),
-        **options,
-    )
-
-
-def notices(instructions: list[Instruction]) -> list[Notice]:
-    return [i.notice for i in instructions if isinstance(i, Notify)]
-
-
-def submitted(instructions: list[Instruction]) -> list[Batch]:
-    return [batch for i in instructions if isinstance(i, Submit) for batch in i.batches]
-
-
-def done(batch: Batch, *, failures: list[Failure] | None = None, **outcomes: Any) -> BatchDone:
-    """Make a result of a batch in which what is not named otherwise succeeded."""
-    numbers = [n for run in batch.ranges for n in run]
-    other = {f.number for f in failures or []}
-    for kind in ("filtered", "skipped", "unattempted"):
-        other |= set(outcomes.get(kind, ()))
-    good = [n for n in numbers if n not in other]
-    result = BatchResult(numbers=good, values=[n * 100 for n in good], failures=failures or [], **outcomes)
-    return BatchDone(batch.id, result)
-
-
-def reset(number: int) -> Failure:
-    return Failure(number, Category.TRANSIENT, "ConnectionResetError", "reset")
-
-
-def take_all(machine: Supervisor) -> list[int]:
-    taken = []
-    while (item := machine.take()) is not None:
-        taken.append(item.number)
-    return taken
-
-
-def rehearse(machine: Supervisor, **script: Any) -> tuple[list[Item], Rehearsal]:
-    run = Rehearsal(machine, ScriptedExecutor(**script))
-    return list(run.items()), run
-
-
-def balanced(run: Rehearsal) -> bool:
-    report, counts = run.report, run.machine.counts
-    ends = [report.emitted, report.filtered, report.skipped_missing, report.dead_lettered, report.cancelled]
-    assert ends == [counts.emitted, counts.filtered, counts.skipped, counts.dead, counts.cancelled]
-    return report.total == sum(ends) == counts.settled and len(report.dead_letters) == counts.dead
-
+from zarr_dask_stream.testing import Outcome, Rehearsal
 
 # -- step by step -------------------------------------------------------------------------------------
 
@@ -238,6 +157,19 @@ def test_what_goes_with_an_abort_is_told_before_it() -> None:
     assert [isinstance(i, Abort) for i in answer] == [False] * (len(answer) - 1) + [True]
 
 
+def test_chunks_that_hung_together_are_tried_one_by_one_at_no_cost() -> None:
+    machine = machine_of(40, batch=40, threads=1)
+    [first, *_] = submitted(machine.handle(Threads(1, 1), 0.0))
+    [rest, *_] = submitted(machine.handle(done(first), 0.0))
+    numbers = [n for run in rest.ranges for n in run]
+    assert len(numbers) > 2
+    result = BatchResult(numbers=numbers[:1], values=[0], apart=numbers[1:])
+    batches = submitted(machine.handle(BatchDone(rest.id, result), 1.0))
+    alone = [batch for batch in batches if not batch.fresh]
+    assert [batch.ranges for batch in alone] == [(range(n, n + 1),) for n in numbers[1:]]
+    assert {batch.attempt for batch in alone} == {1}
+
+
 # -- workers that die -----------------------------------------------------------------------------------
 
 
@@ -356,281 +288,6 @@ def test_a_chunk_of_which_nothing_ever_comes_is_given_up(answer: Callable[[Batch
     assert "nothing came back" in letter.reason
 
 
-# -- ends -----------------------------------------------------------------------------------------------
-
-
-def test_leaving_early_accounts_for_everything() -> None:
-    run = Rehearsal(machine_of(1000, window=50), ScriptedExecutor(script={2: [Outcome.FILTERED], 4: [ValueError("x")]}))
-    items = run.items()
-    assert [next(items).number for _ in range(5)] == [0, 1, 3, 5, 6]
-    items.close()  # type: ignore[attr-defined]  # it is a generator
-    assert run.report.outcome == "stopped early"
-    assert run.report.emitted == 5
-    assert run.report.cancelled == 1000 - 5 - run.report.filtered - run.report.dead_lettered
-    assert balanced(run)
-    assert run.machine.take() is None, "what was counted as cancelled is not handed out"
-
-
-def test_what_runs_is_called_back_at_the_end() -> None:
-    machine = machine_of(10, batch=1)
-    batches = submitted(machine.handle(Threads(2, 1), 0.0))
-    answer = machine.finish("stopped early", 1.0)
-    assert answer[0] == Cancel(tuple(batch.id for batch in batches))
-    assert notices(answer)[0] == ChunksCancelled(1.0, 10)
-
-
-def test_an_early_end_does_not_walk_a_huge_plan() -> None:
-    def endless() -> Iterator[range]:
-        for number in range(1000):
-            yield range(number * 10**6, (number + 1) * 10**6)
-        pytest.fail("walked on")
-
-    machine = machine_of(10**9)
-    machine._cutter = Cutter(endless())
-    machine.handle(Threads(2, 1), 0.0)
-    machine.finish("stopped early", 1.0)
-    assert machine.counts.cancelled == 10**9
-
-
-def test_a_where_that_would_raise_later_does_not_spoil_an_early_end() -> None:
-    def where(index: tuple[int, ...]) -> bool:
-        if index[0] > 900:
-            raise KeyError("too far")
-        return True
-
-    machine = machine_of(2000, where=where, window=10)
-    machine.handle(Threads(1, 1), 0.0)
-    [*_, end] = notices(machine.finish("stopped early", 1.0))
-    assert isinstance(end, RunFinished)
-    assert end.total == machine.counts.cancelled >= 500
-
-
-def test_a_where_that_raises_is_raised() -> None:
-    def where(index: tuple[int, ...]) -> bool:
-        raise KeyError("month")
-
-    machine = machine_of(10, where=where)
-    with pytest.raises(UsageError, match="month"):
-        machine.handle(Threads(1, 1), 0.0)
-
-
-@pytest.mark.parametrize("wanted", [{5, 900_000}, {0, 1, 300_000, 300_001, 999_999}, set()])
-def test_what_a_sparse_predicate_finds_leaves_before_it_finds_more(wanted: set[int]) -> None:
-    asked = 0
-
-    def where(index: tuple[int, ...]) -> bool:
-        nonlocal asked
-        asked += 1
-        return index[0] in wanted
-
-    run = Rehearsal(machine_of(1_000_000, where=where), ScriptedExecutor())
-    found = []
-    for item in run.items():
-        found.append(item.number)
-        assert asked - item.number < 100_000, "it walked on first"
-    assert found == sorted(wanted)
-    assert asked == 1_000_000
-    assert balanced(run)
-
-
-def test_a_long_search_can_be_left_at_any_time() -> None:
-    asked = 0
-
-    def where(_: tuple[int, ...]) -> bool:
-        nonlocal asked
-        asked += 1
-        return False
-
-    machine = machine_of(10_000_000, where=where)
-    machine.handle(Threads(1, 1), 0.0)
-    assert (machine.done, machine.next_timer() is not None) == (False, True)
-    machine.handle(Tick(), 1.0)
-    assert asked < 100_000
-    machine.draining = True
-    assert machine.done
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("n", [0, 1, 7, 100, 200])
-def test_take_reads_exactly_what_it_hands_out(n: int, ordered: bool) -> None:
-    items, run = rehearse(machine_of(100, limit=n, ordered=ordered, batch=4), jitter=0.9, seed=n)
-    read = [x for notice in run.notices if isinstance(notice, BatchSubmitted) for r in notice.batch.ranges for x in r]
-    assert len(items) == min(n, 100)
-    assert sorted(read) == sorted(item.number for item in items) == list(range(min(n, 100)))
-    assert run.report.outcome == "done"
-    assert balanced(run)
-
-
-def test_take_reads_on_where_chunks_were_filtered() -> None:
-    script = {n: [Outcome.FILTERED] for n in range(0, 100, 2)}
-    items, run = rehearse(machine_of(100, limit=10), script=script)
-    assert [item.number for item in items] == list(range(1, 20, 2))
-    assert balanced(run)
-
-
-def test_a_run_for_its_effects_needs_no_consumer() -> None:
-    items, run = rehearse(machine_of(100, deliver=False, window=5), script={3: [Outcome.SKIPPED], 4: [OSError("x")]})
-    assert items == []
-    assert (run.report.emitted, run.report.skipped_missing, run.report.dead_lettered) == (98, 1, 1)
-    assert balanced(run)
-
-
-def test_a_partial_becomes_an_instruction() -> None:
-    machine = machine_of(1, deliver=False)
-    [batch] = submitted(machine.handle(Threads(1, 1), 0.0))
-    answer = machine.handle(BatchDone(batch.id, BatchResult(numbers=[0], partial={(): 7})), 1.0)
-    assert Fold({(): 7}) in answer
-    assert machine.done
-
-
-def test_an_answer_that_comes_twice_counts_once() -> None:
-    machine = machine_of(1)
-    [batch] = submitted(machine.handle(Threads(1, 1), 0.0))
-    machine.handle(done(batch), 1.0)
-    assert machine.handle(done(batch), 1.0) == []
-    assert machine.handle(BatchLost(batch.id, "died"), 1.0) == []
-    assert take_all(machine) == [0]
-
-
-def test_an_empty_plan_is_done_at_once() -> None:
-    items, run = rehearse(machine_of(0))
-    assert items == []
-    assert (run.report.total, run.report.outcome) == (0, "done")
-
-
-# -- windows, rates, stragglers ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize(("window", "nbytes"), [(1, 10**6), (3, 10**6), (None, 45), (None, 1), (64, 10**6)])
-def test_small_windows_run_to_the_end(ordered: bool, window: int | None, nbytes: int) -> None:
-    script = {5: [ConnectionError("x")] * 2, 9: [Outcome.FILTERED], 11: [Outcome.UNATTEMPTED], 30: [ValueError("y")]}
-    items, run = rehearse(
-        machine_of(60, window=window, nbytes=nbytes, ordered=ordered), script=script, jitter=1.0, seed=3, losses={20: 1}
-    )
-    numbers = [item.number for item in items]
-    expected = [n for n in range(60) if n not in (9, 30)]
-    assert (numbers if ordered else sorted(numbers)) == expected
-    assert run.report.peak_chunks_in_flight <= (window or max(nbytes // NBYTES, 1))
-    assert balanced(run)
-
-
-def test_one_slow_chunk_holds_the_order_but_not_beyond_the_window() -> None:
-    machine = machine_of(200, window=20, batch=1)
-    items, run = rehearse(machine, threads=4, duration=lambda batch: 100.0 if batch.ranges[0][0] == 0 else 0.1)
-    assert [item.number for item in items] == list(range(200))
-    assert run.report.peak_chunks_in_flight == 20
-
-
-def test_the_cluster_may_grow_and_shrink() -> None:
-    run = Rehearsal(machine_of(2000, window=2000), ScriptedExecutor(threads=1, duration=0.1))
-    sizes = {10: 16, 500: 2}
-    for count, _ in enumerate(run.items()):
-        if count in sizes:
-            run.executor.resize(sizes[count])
-    assert [n.threads for n in run.notices if isinstance(n, ClusterChanged)] == [1, 16, 2]
-    assert balanced(run)
-
-
-def test_a_cluster_without_workers_is_waited_for() -> None:
-    machine = machine_of(10)
-    machine.handle(Threads(0, 0, 5.0), 5.0)
-    machine.check()
-    assert machine.running > 0
-    assert not machine.done
-
-
-def test_a_rate_holds_over_a_whole_run() -> None:
-    throttle = Throttle(RateLimit(requests=100), NBYTES)
-    _, run = rehearse(machine_of(1000, window=1000, throttle=throttle), threads=8, duration=1e-6)
-    assert run.executor.clock() >= 9.0
-    assert run.executor.clock() <= 12.0
-    assert balanced(run)
-
-
-def test_a_straggler_gets_one_copy_and_the_first_answer_wins() -> None:
-    late = {40}
-
-    def duration(batch: Batch) -> float:
-        slow = [n for run in batch.ranges for n in run if n in late]
-        late.difference_update(slow)
-        return 1000.0 if slow else 0.1
-
-    machine = machine_of(100, batch=1, hedge=Hedge(budget=1.0), window=100)
-    items, run = rehearse(machine, duration=duration)
-    assert [item.number for item in items] == list(range(100))
-    assert run.executor.clock() < 100
-    assert len(run.executor.cancelled) == 1
-    assert run.report.hedges == 1
-    assert balanced(run)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_lost_copy_leaves_the_other_one(which: int) -> None:
-    machine = machine_of(40, batch=1, hedge=Hedge(budget=1.0), window=100, deliver=False)
-    queue = submitted(machine.handle(Threads(1, 1), 0.0))
-    while len(queue) and machine.counts.emitted < 38:
-        queue += submitted(machine.handle(done(queue.pop(0)), 1.0))
-    answer = machine.handle(Tick(), 1000.0)
-    copies = submitted(answer)
-    assert copies
-    pair = [next(b for b in queue if b.ranges == copies[0].ranges), copies[0]]
-    machine.handle(BatchLost(pair[which].id, "died"), 1001.0)
-    machine.check()
-    machine.handle(done(pair[1 - which]), 1002.0)
-    machine.check()
-    assert machine.counts.emitted == 39
-    assert machine.counts.dead == 0
-
-
-@pytest.mark.parametrize(("window", "nbytes"), [(8, 10**9), (None, 85), (32, 10**9), (2, 10**9)])
-def test_a_straggler_that_holds_back_a_full_window_gets_its_copy_within_it(window: int | None, nbytes: int) -> None:
-    late = {20}
-
-    def duration(batch: Batch) -> float:
-        slow = [n for run in batch.ranges for n in run if n in late]
-        late.difference_update(slow)
-        return 1000.0 if slow else 0.1 * batch.count
-
-    machine = machine_of(300, hedge=Hedge(budget=1.0), window=window, nbytes=nbytes)
-    items, run = rehearse(machine, duration=duration)
-    assert [item.number for item in items] == list(range(300))
-    assert run.report.hedges >= 1
-    assert run.executor.clock() < 500
-    assert run.report.peak_chunks_in_flight <= (window or nbytes // NBYTES)
-    assert run.report.peak_bytes_in_flight <= nbytes
-    assert balanced(run)
-
-
-@pytest.mark.parametrize(("window", "nbytes"), [(1, 10**9), (None, NBYTES), (None, 1)])
-def test_a_window_for_one_chunk_has_no_room_for_copies(window: int | None, nbytes: int) -> None:
-    machine = machine_of(40, hedge=Hedge(budget=1.0), window=window, nbytes=nbytes)
-    items, run = rehearse(machine, duration=lambda batch: 50.0 if batch.ranges[0][0] == 30 else 0.1)
-    assert len(items) == 40
-    assert (run.report.hedges, run.report.peak_chunks_in_flight) == (0, 1)
-
-
-def test_the_credit_of_copies_returns_with_the_end_of_a_run() -> None:
-    machine = machine_of(40, batch=1, where=lambda _: True, hedge=Hedge(budget=1.0), window=20, deliver=False)
-    queue = submitted(machine.handle(Threads(4, 1), 0.0))
-    while machine.counts.emitted < 20:
-        queue += submitted(machine.handle(done(queue.pop(0)), 1.0))
-    assert submitted(machine.handle(Tick(), 1000.0))
-    machine.check()
-    [*_, end] = notices(machine.finish("stopped early", 1001.0))
-    assert isinstance(end, RunFinished)
-    assert end.total == 40 == machine.counts.emitted + machine.counts.cancelled
-
-
-def test_a_store_that_fails_for_everything_stops_the_run() -> None:
-    machine = machine_of(5000, window=5000, policy=RetryPolicy(wait_initial=1.0))
-    script = {n: [ConnectionError("down")] * 99 for n in range(5000)}
-    run = Rehearsal(machine, ScriptedExecutor(script=script))
-    with pytest.raises(StoreError, match="nearly every read has failed"):
-        run.run()
-    assert balanced(run)
-
-
 # -- the same again -------------------------------------------------------------------------------------
 
 WILD: dict[str, Any] = {
@@ -676,102 +333,3 @@ def test_each_chunk_has_one_terminal_notice() -> None:
             ends[notice.number] += 1
     assert ends == dict.fromkeys(range(400), 1)
     json.dumps(run.report.to_dict())
-
-
-# -- items gathered before a consumer gets them -------------------------------------------------------
-
-
-@pytest.mark.parametrize("total", [20, None])
-@pytest.mark.parametrize("stop_after", [None, 7])
-def test_items_gathered_beyond_the_window_are_accounted_for_when_they_are_handed_out(
-    total: int | None, stop_after: int | None
-) -> None:
-    machine = machine_of(20, window=4, where=None if total else lambda _: True)
-    executor = ScriptedExecutor(threads=2)
-    heard: list[Notice] = []
-
-    def carry_out(instructions: list[Instruction]) -> None:
-        heard.extend(notices(instructions))
-        executor.submit(tuple(submitted(instructions)))
-        machine.check()
-
-    carry_out(machine.handle(executor.start(), 0.0))
-    gathered: list[int] = []
-    taken = 0
-    while not machine.done and taken != stop_after:
-        item = machine.take(hold=True)
-        if item is None:
-            for event in executor.wait(0.1):
-                carry_out(machine.handle(event, executor.clock()))
-            continue
-        machine.stow(1)
-        machine.check()
-        gathered.append(item.number)
-        taken += 1
-        if taken % 6 == 0:  # more than fit into the window at once
-            machine.hand_out(gathered[:3])
-            failures = [Failure(n, Category.FUNCTION, "OSError", "full") for n in gathered[3:]]
-            carry_out(machine.refuse(failures, "its sink raised", executor.clock()))
-            gathered = []
-        elif taken == 20:
-            machine.hand_out(gathered)
-        if machine.hungry:
-            carry_out(machine.handle(Tick(), executor.clock()))
-    carry_out(machine.finish("done", executor.clock()))
-    dead = [notice.letter for notice in heard if isinstance(notice, ChunkDeadLettered)]
-    if stop_after is None:
-        assert machine.counts.emitted == 11
-        assert [letter.index[0] for letter in dead] == [3, 4, 5, 9, 10, 11, 15, 16, 17]
-        assert {(letter.attempts, letter.reason) for letter in dead} == {(1, "its sink raised")}
-    else:
-        assert (machine.counts.emitted, machine.counts.dead, machine.counts.cancelled) == (3, 3, 14)
-    assert machine.counts.settled == 20
-    assert machine.window.peak_chunks <= 4
-
-
-def test_a_limit_counts_what_was_gathered() -> None:
-    machine = machine_of(20, window=4, limit=3)
-    machine.handle(Threads(1, 1), 0.0)
-    while machine.running:
-        for batch in list(range(1, 10)):
-            machine.handle(BatchDone(batch, BatchResult(numbers=[batch - 1], values=[0])), 0.0)
-        while machine.take(hold=True) is not None:
-            machine.stow(1)
-    assert machine.take(hold=True) is None
-    assert not machine.done
-    machine.hand_out([0, 1, 2])
-    assert machine.done
-
-
-def test_while_holding_only_one_batch_at_a_time_goes_out() -> None:
-    machine = machine_of(6, batch=1, threads=2, deliver=False)
-    machine.holding = True
-    first = submitted(machine.handle(Threads(2, 1), 0.0))
-    assert len(first) == 1
-    hungry = [machine.hungry]
-    assert machine.frontier == 1
-    failed = machine.handle(done(first[0], failures=[reset(0)]), 1.0)
-    assert submitted(failed) == []
-    [again] = submitted(machine.handle(Tick(), 2.0))
-    assert again.ranges == (range(1),), "a chunk that failed is tried again all the same"
-    assert (first[0].fresh, again.fresh) == (True, False)
-    second = submitted(machine.handle(done(again), 3.0))
-    assert [batch.ranges for batch in second] == [(range(1, 2),)]
-    machine.holding = False
-    hungry.append(machine.hungry)
-    assert hungry == [False, True]
-    assert len(submitted(machine.handle(Tick(), 3.0))) == 4
-    assert machine.frontier is None
-
-
-def test_chunks_that_hung_together_are_tried_one_by_one_at_no_cost() -> None:
-    machine = machine_of(40, batch=40, threads=1)
-    [first, *_] = submitted(machine.handle(Threads(1, 1), 0.0))
-    [rest, *_] = submitted(machine.handle(done(first), 0.0))
-    numbers = [n for run in rest.ranges for n in run]
-    assert len(numbers) > 2
-    result = BatchResult(numbers=numbers[:1], values=[0], apart=numbers[1:])
-    batches = submitted(machine.handle(BatchDone(rest.id, result), 1.0))
-    alone = [batch for batch in batches if not batch.fresh]
-    assert [batch.ranges for batch in alone] == [(range(n, n + 1),) for n in numbers[1:]]
-    assert {batch.attempt for batch in alone} == {1}
