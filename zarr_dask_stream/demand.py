@@ -23,7 +23,7 @@ from zarr_dask_stream.engine.dispatch import Broadcast, Dispatch, OnDemand, Part
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.run import Run
 from zarr_dask_stream.scalars import as_real, as_whole
-from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.chunk import Chunk, numbers_of
 from zarr_dask_stream.stages.transform import check_function
 from zarr_dask_stream.turns import AsyncTurns, ThreadTurns, Turns
 
@@ -160,7 +160,7 @@ class Producer:
             raise
         if len(chunks) < n:
             turns.ask(0, len(chunks) - n)
-        self._in_hand.numbers = _numbers(chunks)
+        self._in_hand.numbers = numbers_of(chunks)
         return chunks
 
     async def ask_async(self, n: int = 1, timeout: float | None = None) -> list[Chunk]:  # noqa: ASYNC109  # like `ask`
@@ -180,7 +180,7 @@ class Producer:
             raise
         if len(chunks) < n:
             turns.ask(0, len(chunks) - n)
-        self._in_task[task] = _numbers(chunks)
+        self._in_task[task] = numbers_of(chunks)
         return chunks
 
     def ack(self, items: Chunk | Iterable[Chunk]) -> None:
@@ -189,7 +189,7 @@ class Producer:
             raise UsageError("items are done when whoever got them asks again: ack(...) goes with auto_ack=False")
         turns = self._hub.turns
         if isinstance(turns, (ThreadTurns, AsyncTurns)):
-            turns.confirm(_numbers([items] if isinstance(items, Chunk) else items))
+            turns.confirm(numbers_of([items] if isinstance(items, Chunk) else items))
 
     @property
     def done(self) -> bool:
@@ -229,10 +229,6 @@ def _check_ask(n: Any, timeout: Any) -> tuple[int, float | None]:
     if seconds is None or seconds < 0:
         raise UsageError(f"timeout is seconds, at least 0, or None, got {timeout!r}")
     return count, time.monotonic() + seconds
-
-
-def _numbers(chunks: Iterable[Chunk]) -> list[int]:
-    return [chunk.number for chunk in chunks if chunk.number is not None]
 
 
 # -- sharing ------------------------------------------------------------------------------------------
@@ -276,7 +272,7 @@ class Share:
         try:
             while chunks := turns.take(self.number, 1):
                 [chunk] = chunks
-                numbers = _numbers(chunks)
+                numbers = numbers_of(chunks)
                 del chunks
                 yield chunk
                 del chunk
@@ -292,7 +288,7 @@ class Share:
         try:
             while chunks := await turns.take(self.number, 1):
                 [chunk] = chunks
-                numbers = _numbers(chunks)
+                numbers = numbers_of(chunks)
                 del chunks
                 yield chunk
                 del chunk
@@ -460,7 +456,7 @@ class _Feeding:
             except Exception as error:  # noqa: BLE001  # the user's code
                 self.failed(chunks, error)
             else:
-                turns.confirm(_numbers(chunks))
+                turns.confirm(numbers_of(chunks))
             self.outstanding -= len(chunks)
             if count := self.renew():
                 turns.ask(self.who, count)
@@ -477,7 +473,7 @@ class _Feeding:
             except Exception as error:  # noqa: BLE001  # the user's code
                 self.failed(chunks, error)
             else:
-                turns.confirm(_numbers(chunks))
+                turns.confirm(numbers_of(chunks))
             self.outstanding -= len(chunks)
             if count := self.renew():
                 turns.ask(self.who, count)

@@ -52,7 +52,7 @@ from zarr_dask_stream.errors import ChunkError, UsageError
 from zarr_dask_stream.options import Options
 from zarr_dask_stream.preparation import batch_limits, stored_only
 from zarr_dask_stream.record import Record, open_target
-from zarr_dask_stream.source.chunk import Chunk
+from zarr_dask_stream.source.chunk import Chunk, numbers_of
 from zarr_dask_stream.source.selection import decode_numbers
 from zarr_dask_stream.stages.answers import answers_of
 from zarr_dask_stream.stages.batch import Batch, Batches, BatchRule
@@ -299,7 +299,7 @@ class Run:
             batch = batches.take(self._now() - self._consumer_s)
             if batch is not None:
                 if self._options.route is None:
-                    machine.hand_out(_numbers(batch))
+                    machine.hand_out(numbers_of(batch))
                 return batch
             item = machine.take(hold=True)
             if item is None:
@@ -334,9 +334,9 @@ class Run:
         if error is not None:
             self._refuse(batch, error, f"the sink {batch.key!r} raised")
             return False
-        self._machine.hand_out(_numbers(batch))
+        self._machine.hand_out(numbers_of(batch))
         if self._record is not None:
-            self._record.acknowledge(_numbers(batch))
+            self._record.acknowledge(numbers_of(batch))
         return True
 
     def _refuse(self, chunks: Iterable[Chunk], error: BaseException, why: str) -> None:
@@ -344,7 +344,7 @@ class Run:
         kind, lines = type(error).__name__, "".join(list(told.format())[-12:])
         failures = [
             Failure(number, Category.FUNCTION, kind, str(told) or kind, error=error, traceback=lines)
-            for number in _numbers(chunks)
+            for number in numbers_of(chunks)
         ]
         self._do(self._machine.refuse(failures, why, self._now()))
 
@@ -357,7 +357,7 @@ class Run:
             self._machine.holding = self._answers.nbytes > self._options.limits.nbytes
         if self._record is not None:
             if self._deliver and not self._shared and self._options.route is None:
-                self._record.acknowledge(_numbers([item] if isinstance(item, Chunk) else item))
+                self._record.acknowledge(numbers_of([item] if isinstance(item, Chunk) else item))
             self._record.save_if_due()
 
     # -- what a shared run is told by its driver ------------------------------------------------------
@@ -550,7 +550,3 @@ class Run:
         finally:
             if self._record is not None:
                 self._record.close()
-
-
-def _numbers(chunks: Iterable[Chunk]) -> list[int]:
-    return [chunk.number for chunk in chunks if chunk.number is not None]

@@ -122,44 +122,39 @@ def write_chunks(
         callbacks=callbacks,
         client=client,
     )
-    ledger = told["checkpoint"]
     check_kind("storage_options", Mapping, storage_options)
     if isinstance(items, (np.ndarray, zarr.Array, str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise UsageError(f"items is an iterable of chunks, such as a generator or a list, got {type(items).__name__}")
     with store_errors():
         made = _target(target, path, storage_options, create, overwrite=overwrite)
-        if ledger is None and not made.exists:
+        if told["checkpoint"] is None and not made.exists:
             made.check_free()
-    spec = made.spec
+    feed = Feed(made.spec, items)
+    stream = ChunkStream(_options(made, feed, told, write_empty=writes_empty(create.get("config")), verify=verify))
+    if getattr(client, "asynchronous", False):
+        pending: Any = _write_async(stream, feed)
+        return pending  # type: ignore[no-any-return]  # as Dask's own methods do
+    stream.run()
+    return _judged(stream, feed)
+
+
+def _options(made: Target, feed: Feed, told: dict[str, Any], *, write_empty: bool, verify: Verify) -> Options:
+    """Return a stream's options whose items come from the caller, each what one stored object holds."""
+    spec, ledger = made.spec, told["checkpoint"]
     blocks = Blocks.of(spec, spec.grid.shard_grid.chunks)
     zeros, lengths = (0,) * len(spec.shape), blocks.grid.chunks
     token = uuid.uuid4().hex[:12] if ledger is None else ledger.token
     sink = Sink(
         spec=spec,
         placement=Placement(zeros, lengths, lengths),
-        write_empty=writes_empty(create.get("config")),
+        write_empty=write_empty,
         verify=verify,
         fresh=not made.exists,
         aside=join(spec.path, f".zds-{token}") if spec.store.kind == "local" else "",
         durable=ledger is not None,
     )
-    feed = Feed(spec, items)
-    stream = ChunkStream(
-        Options(
-            spec=spec,
-            plan=ChunkPlan(blocks.grid, parse_region(None, spec.shape)),
-            blocks=blocks,
-            target=made,
-            sink=sink,
-            feed=feed,
-            **told,
-        )
-    )
-    if getattr(client, "asynchronous", False):
-        pending: Any = _write_async(stream, feed)
-        return pending  # type: ignore[no-any-return]  # as Dask's own methods do
-    stream.run()
-    return _judged(stream, feed)
+    plan = ChunkPlan(blocks.grid, parse_region(None, spec.shape))
+    return Options(spec=spec, plan=plan, blocks=blocks, target=made, sink=sink, feed=feed, **told)
 
 
 async def _write_async(stream: ChunkStream, feed: Feed) -> Report:

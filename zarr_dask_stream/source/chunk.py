@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.grid import Index, Region
 from zarr_dask_stream.source.selection import ChunkPlan
 
-__all__ = ["Chunk", "Variables"]
+__all__ = ["Chunk", "Variables", "numbers_of"]
 
 
 class Variables(dict[str, npt.NDArray[Any]]):
@@ -238,6 +238,11 @@ class Chunk:
         region = ", ".join(f"{s.start}:{s.stop}" for s in self.region)
         missing = ", missing" if self.missing else ""
         return f"Chunk(index={self.index}, region=[{region}], data={_brief(self.data)}{missing})"
+
+
+def numbers_of(chunks: Iterable[Chunk]) -> list[int]:
+    """Return the numbers of chunks that have one: answers of reductions have none."""
+    return [chunk.number for chunk in chunks if chunk.number is not None]
 
 
 def _brief(data: Any) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.group import guess
-from zarr_dask_stream.stages.combine import Reducer, as_reducer, check_data
+from zarr_dask_stream.stages.combine import Reducer, Together, as_reducer, check_data
 
 __all__ = ["Each", "Kind", "each"]
 
@@ -36,7 +36,7 @@ class Kind:
     absent: tuple[str, ...] = ()
 
 
-class Each(Reducer):
+class Each(Together):
     """A reducer for each array of an item; the answer is a dict by the arrays' names.
 
     Examples
@@ -49,28 +49,11 @@ class Each(Reducer):
     {'t2m': np.int64(4)}
     """
 
-    def __init__(self, reducers: Mapping[str, Reducer]) -> None:
-        self.reducers = dict(reducers)
-
-    def create(self) -> dict[str, Any]:
-        """Return the empty partials by name."""
-        return {name: reducer.create() for name, reducer in self.reducers.items()}
-
     def add(self, partial: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
         """Fold each array into its partial."""
         for name, reducer in self.reducers.items():
             partial[name] = reducer.add(partial[name], chunk.part(name))
         return partial
-
-    def merge(self, left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-        """Join partials name by name."""
-        for name, reducer in self.reducers.items():
-            left[name] = reducer.merge(left[name], right[name])
-        return left
-
-    def finish(self, partial: dict[str, Any]) -> dict[str, Any]:
-        """Return the answers by name."""
-        return {name: reducer.finish(partial[name]) for name, reducer in self.reducers.items()}
 
     def check(self, dtype: npt.DTypeLike, ndim: int | None = None) -> None:
         """Nothing to say about one dtype: `each` has asked for each array."""
