@@ -100,7 +100,7 @@ class Collector(zds.Consumer):
 
 
 class Awaiting(Collector):
-    async def handle_items(self, items: list[zds.Chunk]) -> None:  # type: ignore[override]
+    async def handle_items(self, items: list[zds.Chunk]) -> None:  # type: ignore[override]  # a coroutine function will do
         await asyncio.sleep(0)
         self.batches.append(numbers(items))
 

@@ -211,7 +211,7 @@ def test_killed_for_real_and_finished(url: str, tmp_path: Path) -> None:
 
 def test_checkpoint_options_are_checked(url: str, tmp_path: Path) -> None:
     with pytest.raises(zds.UsageError, match="checkpoint"):
-        zds.stream_chunks(url, checkpoint=3)  # type: ignore[arg-type]
+        zds.stream_chunks(url, checkpoint=3)  # type: ignore[arg-type]  # callers need not be typed
     with pytest.raises(zds.UsageError, match="every"):
         zds.Checkpoint(url="x", every_chunks=0)
     assert Ledger.__doc__

@@ -159,7 +159,7 @@ def test_an_item_is_missing_where_nothing_of_it_is_stored(tmp_path: Path) -> Non
     blocks = holes(tmp_path)
     reads = list(read_blocks(blocks, plan_of(blocks), range(4)))
     assert [read.missing for read in reads] == [False, False, True, True]
-    assert [{k: v.tolist() for k, v in read.data.items()} for read in reads[1:3]] == [  # type: ignore[union-attr]
+    assert [{k: v.tolist() for k, v in read.data.items()} for read in reads[1:3]] == [  # type: ignore[union-attr]  # it would fail here
         {"a": [9, 9], "b": [6, 6]},
         {"a": [9, 9], "b": [9, 9]},
     ]

@@ -262,19 +262,19 @@ def test_bad_asks(store: Any) -> None:
     with stream.producer() as producer:
         for n in (0, -1, 2.5, True, "3"):
             with pytest.raises(zds.UsageError, match="at least one"):
-                producer.ask(n)  # type: ignore[arg-type]
+                producer.ask(n)  # type: ignore[arg-type]  # callers need not be typed
         for timeout in (-1, True, "1", float("nan")):
             with pytest.raises(zds.UsageError, match="timeout"):
-                producer.ask(1, timeout=timeout)  # type: ignore[arg-type]
+                producer.ask(1, timeout=timeout)  # type: ignore[arg-type]  # callers need not be typed
         with pytest.raises(zds.UsageError, match="auto_ack=False"):
             producer.ack([])
-        assert len(producer.ask(np.int64(2))) == 2  # type: ignore[arg-type]
+        assert len(producer.ask(np.int64(2))) == 2  # type: ignore[arg-type]  # callers need not be typed
     with pytest.raises(zds.UsageError, match="reduced stream"):
         stream.reduce(zds.reducers.sum()).producer()
     with pytest.raises(zds.UsageError, match=r"leave \.batch"):
         stream.batch(size=3).share(2)
     with pytest.raises(zds.UsageError, match="key needs a function"):
-        stream.share(2, "partition", key=3)  # type: ignore[arg-type]
+        stream.share(2, "partition", key=3)  # type: ignore[arg-type]  # callers need not be typed
 
 
 # -- checkpoints --------------------------------------------------------------------------------------

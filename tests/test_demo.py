@@ -60,7 +60,7 @@ def test_a_place_on_earth_is_where_pvlib_finds_it(
     answer: dict[str, Any], kept: Path, latitude: float, longitude: float, month: int
 ) -> None:
     import pandas as pd  # noqa: PLC0415  # slow, and only this test compares with pvlib itself
-    from pvlib.clearsky import lookup_linke_turbidity  # noqa: PLC0415
+    from pvlib.clearsky import lookup_linke_turbidity  # noqa: PLC0415  # optional
 
     time = pd.DatetimeIndex([f"2021-{month:02}-15"])
     expected = float(lookup_linke_turbidity(time, latitude, longitude, interp_turbidity=False).iloc[0])

@@ -41,7 +41,7 @@ class SlowOnce(AsyncFileSystem):  # type: ignore[misc]  # fsspec has no annotati
         return Path(path.removeprefix("slowonce://")).read_bytes()[slice(start, end)]  # noqa: ASYNC240  # a tiny local file
 
     async def _info(self, path: str, **_: Any) -> dict[str, Any]:
-        return LocalFileSystem().info(self._strip_protocol(path))  # type: ignore[no-any-return]
+        return LocalFileSystem().info(self._strip_protocol(path))  # type: ignore[no-any-return]  # fsspec has no types
 
     async def _ls(self, path: str, detail: bool = True, **_: Any) -> Any:
         return LocalFileSystem().ls(self._strip_protocol(path), detail=detail)

@@ -223,7 +223,7 @@ def test_one_bar_for_each_run_and_a_terminal_as_before(
 @pytest.mark.slow  # a kernel has to start
 def test_a_notebook_shows_a_widget_and_the_report_as_a_picture() -> None:
     import nbformat  # noqa: PLC0415  # only this test needs the notebook's packages
-    from nbclient import NotebookClient  # noqa: PLC0415
+    from nbclient import NotebookClient  # noqa: PLC0415  # slow to import
 
     code = (
         "import warnings; warnings.simplefilter('ignore')\n"

@@ -97,8 +97,8 @@ def test_a_choice_is_one_of_its_words(word: str, given: Any) -> None:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    policy = zds.RetryPolicy(attempts=np.int64(3), wait_max=np.float32(2.0), budget=np.uint8(7))  # type: ignore[arg-type]
+    policy = zds.RetryPolicy(attempts=np.int64(3), wait_max=np.float32(2.0), budget=np.uint8(7))  # type: ignore[arg-type]  # callers need not be typed
     assert (type(policy.attempts), type(policy.wait_max), type(policy.budget)) == (int, float, int)
-    assert zds.RateLimit(requests=np.int32(20)).requests == 20  # type: ignore[arg-type]
-    assert len(list(stream(timeout=np.float32(9.0), retry=policy).take(np.int16(3)))) == 3  # type: ignore[arg-type]
+    assert zds.RateLimit(requests=np.int32(20)).requests == 20  # type: ignore[arg-type]  # callers need not be typed
+    assert len(list(stream(timeout=np.float32(9.0), retry=policy).take(np.int16(3)))) == 3  # type: ignore[arg-type]  # callers need not be typed
     assert (as_whole(10**30), as_real(10**400), as_real(np.float64("nan"))) == (10**30, None, None)

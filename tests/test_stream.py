@@ -283,7 +283,7 @@ def test_a_function_that_raises_keyboard_interrupt_fails_its_chunk_only(url: str
 
 
 def test_numpy_integers_are_integers(url: str) -> None:
-    assert len(list(zds.stream_chunks(url, concurrency=np.int64(1)).take(np.int64(2)))) == 2  # type: ignore[arg-type]
+    assert len(list(zds.stream_chunks(url, concurrency=np.int64(1)).take(np.int64(2)))) == 2  # type: ignore[arg-type]  # callers need not be typed
 
 
 def test_a_stream_travels_by_pickle_without_its_runs(url: str) -> None:
@@ -545,9 +545,9 @@ def test_bad_options_are_refused_before_anything_is_read(url: str, options: dict
 def test_bad_stage_functions(url: str) -> None:
     stream = zds.stream_chunks(url)
     with pytest.raises(zds.UsageError, match="map needs a function"):
-        stream.map("sum")  # type: ignore[arg-type]
+        stream.map("sum")  # type: ignore[arg-type]  # callers need not be typed
     with pytest.raises(zds.UsageError, match="one argument"):
-        stream.filter(lambda: True)  # type: ignore[arg-type,misc]
+        stream.filter(lambda: True)  # type: ignore[arg-type,misc]  # callers need not be typed
     with pytest.raises(zds.UsageError, match="take"):
         stream.take(-1)
     with pytest.raises(zds.UsageError, match=r"before \.take"):
@@ -555,7 +555,7 @@ def test_bad_stage_functions(url: str) -> None:
     with pytest.raises(zds.UsageError, match="no chunks any more"):
         stream.reduce(Total()).map(lambda c: c)
     with pytest.raises(zds.UsageError, match="call it"):
-        stream.reduce(Total)  # type: ignore[arg-type]
+        stream.reduce(Total)  # type: ignore[arg-type]  # callers need not be typed
     with pytest.raises(zds.UsageError, match=r"\.reduce"):
         stream.compute()
 

@@ -509,7 +509,7 @@ def test_an_empty_region_has_no_windows(url: str) -> None:
 def die_once(marker: str) -> Callable[[zds.Chunk], Any]:
     def fn(chunk: zds.Chunk) -> Any:
         if chunk.index == (3, 0, 0) and not os.path.exists(marker):  # noqa: PTH110  # travels by value, imports little
-            with open(marker, "w"):  # noqa: PTH123
+            with open(marker, "w"):  # noqa: PTH123  # on a worker, without imports
                 os._exit(1)
         return chunk.data
 

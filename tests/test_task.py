@@ -162,12 +162,12 @@ class Unpicklable(Exception):  # noqa: N818  # it stands for a class of a user
         self.lock = threading.Lock()
 
 
-class NeedsTwo(Exception):  # noqa: N818
+class NeedsTwo(Exception):  # noqa: N818  # a name of the user's own
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
 
 
-class Mute(Exception):  # noqa: N818
+class Mute(Exception):  # noqa: N818  # a name of the user's own
     def __str__(self) -> str:
         raise RuntimeError("no text")
 

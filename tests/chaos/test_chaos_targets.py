@@ -175,7 +175,7 @@ def test_a_full_disk_is_named_and_the_rest_follows_when_there_is_room(
 
 @pytest.mark.root
 @pytest.mark.sample
-def test_no_room_for_the_target_at_all(small_disk: Path, place: tuple[str, np.ndarray]) -> None:  # noqa: F811
+def test_no_room_for_the_target_at_all(small_disk: Path, place: tuple[str, np.ndarray]) -> None:  # noqa: F811  # the fixture, imported
     fill(small_disk / "ballast")
     stream = zds.stream_chunks(place[0], concurrency=1).to_zarr(small_disk / "target")
     with pytest.raises(zds.StoreError, match=r"the target .* can't be made: .*No space left on device"):

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -527,8 +527,3 @@ def _difference(spec: ArraySpec, node: Node) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def summaries(spec: StoreSpec, path: str = "") -> Iterator[ArraySummary]:
-    """Walk the arrays of a described store."""
-    return walk_arrays(spec.open(), path)

@@ -129,10 +129,6 @@ class ChunkGrid:
         places = zip(index, self.chunks, self.shape, self.begin, strict=True)
         return tuple(slice(o + i * c, min(o + (i + 1) * c, n)) for i, c, n, o in places)
 
-    def size_of(self, number: int) -> int:
-        """Count the elements of chunk `number` after cropping to the array."""
-        return math.prod(s.stop - s.start for s in self.region(number))
-
     # -- shards -------------------------------------------------------------------------------
 
     @cached_property

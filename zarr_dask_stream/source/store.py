@@ -428,17 +428,6 @@ def _not_here(spec: StoreSpec) -> StoreNotVisibleError:
     )
 
 
-def forget_opened() -> None:
-    """Close what this process holds open; for tests and for processes about to fork."""
-    with _opened_lock:
-        for store in _opened.values():
-            with contextlib.suppress(OSError):
-                close = getattr(store, "close", None)
-                if close is not None:
-                    close()
-        _opened.clear()
-
-
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
     """Turn what a store's client raises while metadata are read into a `StoreError`."""

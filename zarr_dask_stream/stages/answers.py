@@ -183,7 +183,7 @@ class _AtTheEnd:
             return Chunk(key, (), self._reducer.finish(partial))
         return None
 
-    def acknowledge(self, now: float) -> Iterable[int]:  # noqa: ARG002
+    def acknowledge(self, now: float) -> Iterable[int]:  # noqa: ARG002  # others of its kind need it
         return ()
 
     def dump(self) -> dict[Any, Any]:
@@ -294,7 +294,7 @@ class _InWindows:
 
     # -- what goes out ------------------------------------------------------------------------------
 
-    def take(self, now: float) -> Chunk | None:  # noqa: ARG002
+    def take(self, now: float) -> Chunk | None:  # noqa: ARG002  # others of its kind need it
         if not self._ready and self._look:
             self._find()
         if not self._ready:
@@ -359,7 +359,7 @@ class _InWindows:
                 merge_partials(self._reducer, joined, copy.deepcopy(self._panes[pane]))
         return joined
 
-    def acknowledge(self, now: float) -> Iterable[int]:  # noqa: ARG002
+    def acknowledge(self, now: float) -> Iterable[int]:  # noqa: ARG002  # others of its kind need it
         if self._at_consumer is None:
             return ()
         window, key = self._at_consumer

@@ -258,7 +258,7 @@ class LatencyStore(_Wrapped):
             return self._delay_s(rng)
         return self._delay_s * rng.uniform(1 - self._spread, 1 + self._spread)
 
-    async def _pass(self, key: str, value: Buffer | None, prototype: BufferPrototype) -> Buffer | None:  # noqa: ARG002
+    async def _pass(self, key: str, value: Buffer | None, prototype: BufferPrototype) -> Buffer | None:  # noqa: ARG002  # the other store needs it
         with self._lock:
             nth = self.reads[key]
             self.reads[key] += 1

@@ -198,13 +198,13 @@ class _Bar(Callback):
             grid.add_row("", Text(dot.join(troubles), style=style))
         return grid
 
-    def on_run_started(self, notice: RunStarted) -> None:  # noqa: ARG002
+    def on_run_started(self, notice: RunStarted) -> None:  # noqa: ARG002  # a callback is called with it
         self._live.start(refresh=True)
 
     def on_cluster_changed(self, notice: ClusterChanged) -> None:
         self._meter.workers = notice.workers
 
-    def on_run_finished(self, notice: RunFinished) -> None:  # noqa: ARG002
+    def on_run_finished(self, notice: RunFinished) -> None:  # noqa: ARG002  # a callback is called with it
         try:
             if self._live.console.is_jupyter:
                 self._live.refresh()  # in a terminal, stopping draws once more
@@ -236,5 +236,5 @@ class _Lines(Callback):
         self._print()
         self._due_at = notice.at + _LINE_EVERY_S
 
-    def on_run_finished(self, notice: RunFinished) -> None:  # noqa: ARG002
+    def on_run_finished(self, notice: RunFinished) -> None:  # noqa: ARG002  # a callback is called with it
         self._print()
