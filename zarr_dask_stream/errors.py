@@ -4,6 +4,7 @@
 
     ZdsError
     ├── UsageError (ValueError)          the caller: an option, a region, a function
+    │   └── LedgerInUseError             another run has the ledger: the same again later
     ├── StoreError                       the data, or the way to it
     │   ├── StoreNotFoundError (FileNotFoundError)   no such store, no such array
     │   ├── MetadataError                what is there can't be understood
@@ -22,6 +23,7 @@ __all__ = [
     "ChunkError",
     "ClusterError",
     "CorruptChunkError",
+    "LedgerInUseError",
     "MetadataError",
     "MissingChunkError",
     "StoreError",
@@ -57,6 +59,25 @@ class UsageError(ZdsError, ValueError):
     Traceback (most recent call last):
         ...
     zarr_dask_stream.errors.UsageError: ...concurrency...
+    """
+
+
+class LedgerInUseError(UsageError):
+    """Another run is using the ledger of a ``checkpoint``: nothing is wrong, and the same is right later.
+
+    Examples
+    --------
+    >>> import tempfile, zarr, zarr_dask_stream as zds
+    >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stream = zds.stream_chunks(array, concurrency=1, checkpoint=f"{folder}/job.ledger")
+    ...     for chunk in stream:
+    ...         try:
+    ...             stream.run()
+    ...         except LedgerInUseError as error:
+    ...             print(chunk.index, str(error)[:37])
+    ...             break
+    (0,) another run is using the ledger ...
     """
 
 
