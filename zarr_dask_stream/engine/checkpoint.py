@@ -189,7 +189,8 @@ class _RemotePlace:
 
     def read(self) -> bytes | None:
         self._fs.invalidate_cache()
-        return self._call(lambda: bytes(self._fs.cat_file(self._path)), "reading")
+        raw: bytes | None = self._call(lambda: bytes(self._fs.cat_file(self._path)), "reading")
+        return raw
 
     def write(self, document: bytes) -> None:
         self._call(lambda: self._fs.pipe_file(self._path, document), "writing")

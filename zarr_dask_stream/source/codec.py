@@ -264,7 +264,7 @@ def _compile_shard(
     if not all(codec.name in BYTES_CODECS for codec in after):
         raise UnknownCodec(str(codecs))
     limit = _WIDENED_FACTOR * math.prod(shape) * dtype.itemsize + _STORED_SLACK_BYTES
-    step = _outer_step(after, Size(limit, exact=False)) if after else bytes
+    step: Step = _outer_step(after, Size(limit, exact=False)) if after else bytes
     decode = _shard(codecs[split]["configuration"], dtype, tuple(shape[axis] for axis in axes), fill)
     back = tuple(np.argsort(axes).tolist())
     return lambda raw: decode(step(raw)).transpose(back)
