@@ -37,6 +37,10 @@ os.environ["PATH"] = os.pathsep.join(
     [os.environ.get("PATH", os.defpath), *(str(found) for python in PYTHONS for found in PYENV.glob(f"{python}.*/bin"))]
 )
 
+#: Where uv takes PyTorch from: builds for processors alone, the others are gigabytes. UV_TORCH_BACKEND= (empty) leaves
+#: it to the package index. Taken out of the environment, where uv would not have it empty.
+TORCH = os.environ.pop("UV_TORCH_BACKEND", "cpu")
+
 #: The part of the suite that needs no server and no cluster of processes, and what it needs beside the package.
 QUICK = ("-m", "not cluster and not s3 and not slow and not torch and not root", "-n", "2", "--dist", "loadgroup")
 TOOLS = (
@@ -84,7 +88,8 @@ def wheel(session: nox.Session) -> None:
 @nox.parametrize("extra", EXTRAS)
 def extra(session: nox.Session, extra: str) -> None:
     """Install the wheel with one extra, and use what it is for."""
-    session.install("--constraint", str(ROOT / "constraints.txt"), f"{_wheel()}[{extra}]")
+    backend = {"UV_TORCH_BACKEND": TORCH or None} if extra == "torch" else None
+    session.install("--constraint", str(ROOT / "constraints.txt"), f"{_wheel()}[{extra}]", env=backend)
     _smoke(session, extra)
 
 

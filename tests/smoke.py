@@ -7,6 +7,7 @@ folder is on the path.
 """
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,6 +93,17 @@ def check_command(folder: Path) -> None:
         subprocess.run([zds_command, *words], cwd=folder, check=True, capture_output=True, timeout=120)
 
 
+def check_refusals(folder: Path) -> None:
+    """Ask for what is not installed: the answer has to be the extra that brings it."""
+    zds_command = Path(sys.executable).with_name("zds")
+    for place, module, extra in (("s3://bucket/a.zarr", "s3fs", "s3"), ("http://127.0.0.1:9/a.zarr", "aiohttp", "http")):
+        if importlib.util.find_spec(module) is None:
+            words = [zds_command, "stats", place]
+            done = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 2, done
+            assert f"pip install 'zarr-dask-stream[{extra}]'" in done.stderr, done.stderr
+
+
 def use_xarray(folder: Path) -> None:
     """Label what is streamed."""
     xarray = importlib.import_module("xarray")
@@ -140,6 +152,7 @@ def main(extras: list[str]) -> None:
     check_place()
     check_streams(folder)
     check_command(folder)
+    check_refusals(folder)
     provided = set(distribution("zarr-dask-stream").metadata.get_all("Provides-Extra") or ())
     wanted = sorted(set(BRINGS) & provided if "all" in extras else extras)
     for extra in wanted:
