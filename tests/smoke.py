@@ -96,7 +96,10 @@ def check_command(folder: Path) -> None:
 def check_refusals(folder: Path) -> None:
     """Ask for what is not installed: the answer has to be the extra that brings it."""
     zds_command = Path(sys.executable).with_name("zds")
-    for place, module, extra in (("s3://bucket/a.zarr", "s3fs", "s3"), ("http://127.0.0.1:9/a.zarr", "aiohttp", "http")):
+    for place, module, extra in (
+        ("s3://bucket/a.zarr", "s3fs", "s3"),
+        ("http://127.0.0.1:9/a.zarr", "aiohttp", "http"),
+    ):
         if importlib.util.find_spec(module) is None:
             words = [zds_command, "stats", place]
             done = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True, timeout=120)
