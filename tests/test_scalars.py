@@ -102,3 +102,30 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert zds.RateLimit(requests=np.int32(20)).requests == 20  # type: ignore[arg-type]  # callers need not be typed
     assert len(list(stream(timeout=np.float32(9.0), retry=policy).take(np.int16(3)))) == 3  # type: ignore[arg-type]  # callers need not be typed
     assert (as_whole(10**30), as_real(10**400), as_real(np.float64("nan"))) == (10**30, None, None)
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("overwrite", "no"), ("overwrite", 1), ("verify", np.array([1, 2])), ("verify", "write"), ("dtype", "nonsense"),
+    ("dtype", np.array([1, 2])), ("dtype", 1.5), ("attributes", "x"), ("attributes", [1]), ("config", "x"),
+    ("order", "x"), ("order", np.array([1, 2])), ("zarr_format", np.array([1, 2])), ("zarr_format", "3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "given"), WRONG, ids=repr)
+def test_options_of_targets(name: str, given: Any) -> None:
+    """overwrite="no" was taken for yes, which costs somebody an array."""
+    target: dict[str, Any] = {}
+    with pytest.raises(zds.UsageError, match=f"^{name} is "):
+        stream().to_zarr(target, **{name: given})
+    if name != "dtype":
+        made = {"shape": (4,), "chunks": (2,), "dtype": "f4", name: given}
+        with pytest.raises((zds.UsageError, TypeError), match=name):
+            zds.write_chunks(target, [], **made)
+    assert not target
+
+
+def test_words_that_are_arrays() -> None:
+    with pytest.raises(zds.UsageError, match="how"):
+        stream().share(2, np.array([1, 2]))  # type: ignore[arg-type]
+    with pytest.raises(zds.UsageError, match="boundary"):
+        stream().halo(1, np.array([1, 2, 3]))

@@ -334,6 +334,89 @@ def test_a_sink_that_fails_stops_the_stream_unless_told_otherwise(url: str) -> N
     assert whole(stream.report)
 
 
+class Flaky:
+    """A sink that fails some times, and then takes what it is given."""
+
+    def __init__(self, times: int, error: Exception) -> None:
+        self.left, self.error = times, error
+        self.calls: list[Any] = []
+        self.got: list[Any] = []
+
+    def __call__(self, batch: Any) -> None:
+        self.calls.append(batch)
+        if self.left:
+            self.left -= 1
+            raise self.error
+        self.got.append(batch)
+
+
+SOON = zds.RetryPolicy(attempts=4, wait_initial=0.001)
+
+
+def test_a_sink_is_called_again_as_its_policy_says(url: str, concurrency: int | None) -> None:
+    sink = Flaky(2, OSError("the database is restarting"))
+    stream = zds.stream_chunks(url, concurrency=concurrency).batch(size=5)
+    report = stream.route(lambda _: "all", {"all": sink}, retry=SOON).run()
+    assert numbers(sink.got) == [list(range(n, n + 5)) for n in range(0, N, 5)], "nothing twice, nothing out of order"
+    assert [len(sink.calls), report.retries, report.emitted, report.dead_lettered] == [7, 10, N, 0]
+    assert balanced(report)
+
+
+def test_a_sink_that_goes_on_failing_is_named_in_the_dead_letters(url: str) -> None:
+    sink = Flaky(4, OSError("the disk is full"))
+    stream = zds.stream_chunks(url, concurrency=1, on_error="skip").batch(size=5)
+    report = stream.route(lambda _: "disk", {"disk": sink}, retry=SOON).run()
+    assert [letter.index[0] for letter in report.dead_letters] == [0, 1, 2, 3, 4]
+    letter = report.dead_letters[0]
+    assert (letter.reason, letter.attempts, letter.message) == ("the sink 'disk' raised 4 times", 4, "the disk is full")
+    assert sum(map(len, sink.got)) == N - 5
+    assert balanced(report)
+
+
+def test_errors_that_a_policy_does_not_name_are_final(url: str) -> None:
+    sink, policy = Flaky(1, ValueError("no such table")), zds.RetryPolicy(wait_initial=0.001, on=OSError)
+    stream = zds.stream_chunks(url, concurrency=1, on_error="skip").batch(size=5)
+    report = stream.route(lambda _: "all", {"all": sink}, retry=policy).run()
+    assert (report.dead_lettered, report.retries, report.emitted) == (5, 0, N - 5)
+    with pytest.raises(zds.UsageError, match="retry must be a RetryPolicy, got int: 3"):
+        stream.route(len, {"a": print}, retry=3)  # type: ignore[arg-type]
+
+
+def test_a_stream_that_is_closed_does_not_wait_for_a_sink(url: str, tmp_path: Path) -> None:
+    """What the sink has not taken is not done, and comes again."""
+    ledger = str(tmp_path / "ledger")
+    stream = zds.stream_chunks(url, concurrency=1, checkpoint=ledger).batch(size=5)
+    sink = Flaky(9, OSError("busy"))
+
+    def closing(batch: Any) -> None:
+        routed.close()
+        sink(batch)
+
+    routed = stream.route(lambda _: "all", {"all": closing}, retry=zds.RetryPolicy(wait_initial=30.0, wait_jitter=0.0))
+    report = routed.run()
+    assert (report.outcome, report.emitted, report.cancelled, len(sink.calls)) == ("stopped early", 0, N, 1)
+    assert balanced(report)
+    again = Flaky(0, OSError())
+    assert stream.route(lambda _: "all", {"all": again}).run().emitted == N
+    assert report.wall_s < 30
+
+
+def test_a_sink_that_is_awaited_is_called_again_too(url: str) -> None:
+    sink = Flaky(1, OSError("reset"))
+
+    async def send(batch: Any) -> None:
+        sink(batch)
+
+    async def main() -> int:
+        async with Client(processes=False, asynchronous=True, dashboard_address=None, n_workers=1) as client:
+            stream = zds.stream_chunks(url, client=client).batch(size=5)
+            taken = [batch async for batch in stream.route(lambda _: "all", {"all": send}, retry=SOON)]
+            return sum(map(len, taken))
+
+    assert asyncio.run(main()) == N
+    assert sum(map(len, sink.got)) == N
+
+
 def test_an_item_without_a_sink_is_a_dead_letter(url: str) -> None:
     def key(chunk: zds.Chunk) -> Any:
         number = chunk.index[0]

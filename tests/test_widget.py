@@ -356,3 +356,17 @@ def test_buttons_act_while_the_cell_runs(front_end: FrontEnd) -> None:
     assert set(last) == {"text/plain", "text/html"}
     assert "<svg" in last["text/html"]
     assert front_end.errors == []
+
+
+def test_a_drain_by_the_program_is_shown(stream: zds.ChunkStream, widget: StreamWidget) -> None:
+    """It was shown only where the button was pressed."""
+    for taken, _ in enumerate(stream):
+        if not taken:
+            assert not stream.draining
+            stream.drain()
+            assert stream.draining
+            assert (widget.frame["badge"], widget.frame["draining"]) == ("draining", True)
+    assert not stream.draining, "it is over"
+    for _ in stream:
+        assert not stream.draining, "another run is another one"
+        break

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from zarr_dask_stream.engine.cluster import memory_budget
+from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.opened import Decoder
 from zarr_dask_stream.options import Options, check_kind
@@ -21,6 +22,7 @@ from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.halo import parse_halo
 from zarr_dask_stream.source.store import store_errors
+from zarr_dask_stream.source.target import check_overwrite
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.batch import BatchRule, MapBatch, Route
 from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
@@ -241,7 +243,9 @@ def batched(o: Options, *, size: int | None, nbytes: int | str | None, seconds: 
     most = o.limits.nbytes
     rule = BatchRule(size=size, nbytes=most if nbytes is None else min(_nbytes(nbytes), most), seconds=seconds)
     if o.fold is not None:
-        raise UsageError("a reduced stream hands out its answers one by one: batch the items before, or no more")
+        raise UsageError(
+            "a reduced stream hands out its answers one by one: leave .batch(...) out, and gather them in your loop"
+        )
     return _with(o, batch=rule)
 
 
@@ -252,7 +256,7 @@ def _nbytes(amount: Any) -> int:
         raise UsageError(str(error).replace("max_bytes", "bytes", 1)) from None
 
 
-def routed(o: Options, key: Callable[[Chunk], Any], sinks: Any) -> Options:
+def routed(o: Options, key: Callable[[Chunk], Any], sinks: Any, retry: RetryPolicy | None) -> Options:
     """Hand each item to one of several sinks."""
     check_function(key, "route", "the chunk")
     if not isinstance(sinks, Mapping) or not sinks:
@@ -262,7 +266,8 @@ def routed(o: Options, key: Callable[[Chunk], Any], sinks: Any) -> Options:
     if o.fold is not None or o.route is not None:
         what = "a reduced stream hands out answers" if o.fold is not None else "the items have their sinks"
         raise UsageError(f"{what}: put one .route(...) at the end of a stream of chunks")
-    return dataclasses.replace(o, route=Route(key, dict(sinks)))
+    check_kind("retry", RetryPolicy, retry)
+    return dataclasses.replace(o, route=Route(key, dict(sinks)), sink_retry=retry)
 
 
 def written(
@@ -279,7 +284,8 @@ def written(
     _check_no_target(o)
     if o.fold is not None or o.batch is not None or o.route is not None:
         raise UsageError("to_zarr writes items: reduce, group_by, window, batch and route have no place before it")
-    if verify not in (True, False, "read"):
+    check_overwrite(overwrite)
+    if not isinstance(verify, bool) and not (isinstance(verify, str) and verify == "read"):
         raise UsageError(f'verify is True, False or "read", got {verify!r}')
     if not isinstance(path, str):
         raise UsageError(f"path is text, the target's place inside the store, got {path!r}")

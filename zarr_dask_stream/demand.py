@@ -341,7 +341,7 @@ def share(start: Start, n: Any, how: Any, key: Callable[[Any], Hashable] | None)
 
 
 def _dispatch(n: int, how: Any, key: Any) -> Dispatch:
-    if how not in ("demand", "partition", "broadcast"):
+    if not (isinstance(how, str) and how in ("demand", "partition", "broadcast")):
         raise UsageError(f'how must be "demand", "partition" or "broadcast", got {how!r}')
     if (key is not None) != (how == "partition"):
         raise UsageError(

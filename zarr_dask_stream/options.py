@@ -67,6 +67,7 @@ class Options:
     together: bool = False
     batch: BatchRule | None = None
     route: Route | None = None
+    sink_retry: RetryPolicy | None = None
     target: Target | None = None
     sink: Sink | None = None
     feed: Feed | None = None

@@ -7,6 +7,7 @@ and its driver, blocking or asynchronous, sends in what came of it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -25,6 +26,7 @@ from zarr_dask_stream.engine.events import (
     Callback,
     Category,
     ChunkDeadLettered,
+    ChunkRetried,
     ChunksEmitted,
     ChunksFiltered,
     ChunksSkipped,
@@ -44,6 +46,7 @@ from zarr_dask_stream.engine.executor import (
 )
 from zarr_dask_stream.engine.instructions import Abort, Cancel, Instruction, Notify, Restart, Submit
 from zarr_dask_stream.engine.instructions import Fold as FoldIn
+from zarr_dask_stream.engine.retry import GiveUp
 from zarr_dask_stream.engine.supervisor import Supervisor
 from zarr_dask_stream.engine.task import Work
 from zarr_dask_stream.engine.throttle import RateLimit, Throttle
@@ -118,6 +121,7 @@ class Run:
         self._error = ""
         self._outcome = "done"
         self._consumer_s = 0.0
+        self._sink_retries = 0
         self._handed_at: float | None = None
         self._said_empty_at = 0.0
         self._answers = None if o.fold is None else answers_of(o.fold, o.plan, ordered=o.ordered)
@@ -149,7 +153,9 @@ class Run:
             if self._record is not None:
                 self._record.close()
             raise
-        self._machine = self._supervisor(runs, rehearsed=executor is not None)
+        # Jitter must differ from client to client.
+        self._rng = random.Random(os.urandom(8) if executor is None else 0)  # noqa: S311  # and is no secret
+        self._machine = self._supervisor(runs)
         if isinstance(self.executor, DaskExecutor) and self.executor.client is not None:
             seen = functools.partial(snapshot, self.report, self.report.chunkmap, self.report.history)
             self._observers.append(Publisher(self.executor.client, seen).handle)
@@ -172,7 +178,7 @@ class Run:
             total = None if total is None else total - len(done)
         return (stored_only(o, runs) if o.missing == "skip" else runs), total
 
-    def _supervisor(self, runs: Iterable[range], *, rehearsed: bool) -> Supervisor:
+    def _supervisor(self, runs: Iterable[range]) -> Supervisor:
         """Return the machine that decides, for these numbers."""
         o = self._options
         return Supervisor(
@@ -189,8 +195,7 @@ class Run:
             depth=1 if isinstance(self.executor, SerialExecutor) else None,
             throttle=Throttle(o.rate_limit, o.item_nbytes),
             hedge=o.hedge,
-            # Jitter must differ from client to client.
-            rng=random.Random(0 if rehearsed else os.urandom(8)),  # noqa: S311  # and is no secret
+            rng=self._rng,
         )
 
     def _now(self) -> float:
@@ -325,28 +330,49 @@ class Run:
     def _shown(self, item: Chunk | Batch) -> Chunk | Batch:
         return item[0] if isinstance(item, Batch) and self._options.batch is None else item
 
-    def _sink(self, batch: Batch) -> Generator[Call, Any, bool]:
-        """Have the sink of a batch called; return whether it took it."""
+    def _sink(self, batch: Batch) -> Generator[Call | Wait, Any, bool]:
+        """Have the sink of a batch called, perhaps again; return whether it took it."""
         assert self._options.route is not None
-        self._handed_at = self._clock()
-        error = yield Call(self._options.route.sinks[batch.key], self._shown(batch))
-        self._count_rest()
-        if error is not None:
-            self._refuse(batch, error, f"the sink {batch.key!r} raised")
-            return False
+        began, attempts = self._now(), 0
+        while True:
+            self._handed_at = self._clock()
+            error = yield Call(self._options.route.sinks[batch.key], self._shown(batch))
+            self._count_rest()
+            if error is None:
+                break
+            attempts += 1
+            delay_s = self._sink_delay(batch, error, attempts, began)
+            if delay_s is None:
+                times = "" if attempts == 1 else f" {attempts} times"
+                self._refuse(batch, error, f"the sink {batch.key!r} raised{times}", attempts)
+                return False
+            due = self._now() + delay_s
+            while (left := due - self._now()) > 0 and not self._stopped:
+                self._take_in((yield Wait(min(left, _IDLE_S))) or ())
+            if self._stopped:
+                return False
         self._machine.hand_out(numbers_of(batch))
         if self._record is not None:
             self._record.acknowledge(numbers_of(batch))
         return True
 
-    def _refuse(self, chunks: Iterable[Chunk], error: BaseException, why: str) -> None:
-        told = traceback.TracebackException.from_exception(error)
-        kind, lines = type(error).__name__, "".join(list(told.format())[-12:])
-        failures = [
-            Failure(number, Category.FUNCTION, kind, str(told) or kind, error=error, traceback=lines)
-            for number in numbers_of(chunks)
-        ]
-        self._do(self._machine.refuse(failures, why, self._now()))
+    def _sink_delay(self, batch: Batch, error: BaseException, attempts: int, began: float) -> float | None:
+        """Say in how many seconds a sink that has raised is to be called again; None for not at all."""
+        policy, now = self._options.sink_retry, self._now()
+        if policy is None or not (policy.on is None or policy.wants(error)):
+            return None
+        failures = _failures(batch, error)
+        wanted = dataclasses.replace(failures[0], retryable=True)
+        verdict = policy.decide(wanted, attempts, now - began, self._rng, self._sink_retries)
+        if isinstance(verdict, GiveUp):
+            return None
+        self._sink_retries += 1
+        for failure in failures:
+            self._tell(ChunkRetried(now, failure, attempts, verdict.delay_s))
+        return verdict.delay_s
+
+    def _refuse(self, chunks: Iterable[Chunk], error: BaseException, why: str, attempts: int = 1) -> None:
+        self._do(self._machine.refuse(_failures(chunks, error), why, self._now(), attempts))
 
     def _acknowledge(self, item: Chunk | Batch) -> None:
         """Take what the consumer has come back after as done."""
@@ -510,6 +536,11 @@ class Run:
         if changed and not paused:
             self.executor.wake()
 
+    @property
+    def draining(self) -> bool:
+        """Whether nothing more is submitted, for good."""
+        return self._machine.draining
+
     def drain(self) -> None:
         """Submit nothing more; end when what is out was handed out."""
         self._machine.draining = True
@@ -550,3 +581,13 @@ class Run:
         finally:
             if self._record is not None:
                 self._record.close()
+
+
+def _failures(chunks: Iterable[Chunk], error: BaseException) -> list[Failure]:
+    """Return what a function on the client has done to chunks."""
+    told = traceback.TracebackException.from_exception(error)
+    kind, lines = type(error).__name__, "".join(list(told.format())[-12:])
+    return [
+        Failure(number, Category.FUNCTION, kind, str(told) or kind, error=error, traceback=lines)
+        for number in numbers_of(chunks)
+    ]

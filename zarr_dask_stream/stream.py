@@ -33,6 +33,7 @@ from zarr_dask_stream.demand import Consumer, How, Producer, Share, feed, feed_a
 from zarr_dask_stream.driver import drive, drive_async
 from zarr_dask_stream.engine.cluster import active_client
 from zarr_dask_stream.engine.payload import delayed_chunks
+from zarr_dask_stream.engine.retry import RetryPolicy
 from zarr_dask_stream.engine.throttle import RateLimit
 from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.options import Options
@@ -82,22 +83,59 @@ class ChunkStream(Generic[T_co]):
 
     @property
     def report(self) -> Report:
-        """Account of the latest run, also while it goes on."""
+        """Account of the latest run, also while it goes on.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = zds.stream_chunks(array, concurrency=1)
+        >>> stream.report.outcome
+        'not started'
+        >>> _ = list(stream)
+        >>> stream.report.outcome, stream.report.emitted
+        ('done', 3)
+        """
         return self._report
 
     @property
     def spec(self) -> ArraySpec:
-        """The array: shape, chunks, dtype and so on; of several, the first with all dimensions."""
+        """The array: shape, chunks, dtype and so on; of several, the first with all dimensions.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> spec = zds.stream_chunks(array).spec
+        >>> spec.shape, spec.chunks, spec.dtype, spec.fill_value
+        ((6,), (2,), dtype('int32'), 7)
+        """
         return self._options.spec
 
     @property
     def target(self) -> ArraySpec | None:
-        """The array that ``.to_zarr(...)`` writes to, as it is or will be; None without."""
+        """The array that ``.to_zarr(...)`` writes to, as it is or will be; None without.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> zds.stream_chunks(array).to_zarr({}, chunks=(3,)).target.chunks
+        (3,)
+        """
         return None if self._options.sink is None else self._options.sink.spec
 
     @property
     def dims(self) -> tuple[str | None, ...] | None:
-        """Names of the axes of ``chunk.index`` and ``chunk.region``, or None where they have none."""
+        """Names of the axes of ``chunk.index`` and ``chunk.region``, or None where they have none.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6, 2), chunks=(2, 2), dtype="i4", dimension_names=["time", "lat"])
+        >>> zds.stream_chunks(array).dims
+        ('time', 'lat')
+        """
         return self._options.dims
 
     def __len__(self) -> int:
@@ -213,6 +251,15 @@ class ChunkStream(Generic[T_co]):
         """Keep the chunks for which ``pred(chunk)`` is true; asked on the workers, after the read.
 
         To leave chunks out before they are read, use ``where=`` of `stream_chunks`.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> stream = zds.stream_chunks(array, concurrency=1).filter(lambda chunk: chunk.data.sum() > 4)
+        >>> [chunk.index for chunk in stream], stream.report.filtered
+        ([(1,), (2,)], 1)
         """
         return ChunkStream(filtered(self._options, pred))
 
@@ -268,7 +315,16 @@ class ChunkStream(Generic[T_co]):
         return ChunkStream(batch_mapped(self._options, fn, size=size, nbytes=bytes))
 
     def take(self, n: int) -> ChunkStream:
-        """Hand out `n` items and end; where nothing is filtered, exactly `n` chunks are read."""
+        """Hand out `n` items and end; where nothing is filtered, exactly `n` chunks are read.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = zds.stream_chunks(array, concurrency=1).take(2)
+        >>> [chunk.index for chunk in stream], stream.report.cancelled
+        ([(0,), (1,)], 1)
+        """
         return ChunkStream(taken(self._options, n))
 
     def reduce(self, reducer: Reducer | Mapping[str, Any] | Iterable[Reducer]) -> ChunkStream[T_co]:
@@ -286,11 +342,31 @@ class ChunkStream(Generic[T_co]):
         ChunkStream
             With one item for each key (``()`` without `group_by`): ``.index`` is the key and
             ``.data`` the answer. `compute` is the short way to it. After `window`, one for each window.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> stream = zds.stream_chunks(array, concurrency=1)
+        >>> answer = stream.reduce({"low": zds.reducers.min(), "mean": zds.reducers.mean()}).compute()
+        >>> int(answer["low"]), float(answer["mean"])
+        (0, 2.5)
         """
         return ChunkStream(reduced(self._options, reducer))
 
     def group_by(self, key: Callable[[tuple[int, ...]], Hashable]) -> ChunkStream[T_co]:
-        """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``."""
+        """Reduce separately for each ``key(index)``; to be followed by ``.reduce(...)``.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> stream = zds.stream_chunks(array, concurrency=1).group_by(lambda index: index[0] > 0)
+        >>> {key: int(total) for key, total in stream.reduce(zds.reducers.sum()).compute().items()}
+        {False: 1, True: 14}
+        """
         return ChunkStream(grouped(self._options, key))
 
     def window(
@@ -405,7 +481,13 @@ class ChunkStream(Generic[T_co]):
         """
         return ChunkStream(batched(self._options, size=size, nbytes=bytes, seconds=seconds))
 
-    def route(self, key: Callable[[Chunk], Any], sinks: Mapping[Any, Callable[[Any], Any]]) -> ChunkStream[T_co]:
+    def route(
+        self,
+        key: Callable[[Chunk], Any],
+        sinks: Mapping[Any, Callable[[Any], Any]],
+        *,
+        retry: RetryPolicy | None = None,
+    ) -> ChunkStream[T_co]:
         """Send each item to one of several sinks, called on the client.
 
         Parameters
@@ -416,6 +498,10 @@ class ChunkStream(Generic[T_co]):
             Functions by key. After `batch` each is called with a `Batch` of its own items, else with one
             `Chunk` after the other. A sink has its items once it returns; coroutine functions are awaited where
             the stream is iterated with ``async for``, and other functions run in a thread there.
+        retry : RetryPolicy, optional
+            How often and how soon a sink that has raised is called again with the same items, which wait meanwhile,
+            and those behind them too. Its ``on`` says for which errors; without it, for any. None: never, because
+            a sink that had stored some of the items would store them twice.
 
         Returns
         -------
@@ -424,9 +510,9 @@ class ChunkStream(Generic[T_co]):
 
         Notes
         -----
-        An exception of a sink is for the items it was called with: they become dead letters, as ``on_error``
-        says, and the other sinks go on. So does an item for whose key there is no sink. With a ``checkpoint``,
-        items are done when their sink has returned.
+        An exception of a sink, the last one of those that are tried again, is for the items it was called with: they
+        become dead letters that name the sink, as ``on_error`` says, and the other sinks go on. So does an item for
+        whose key there is no sink. With a ``checkpoint``, items are done when their sink has returned.
 
         Raises
         ------
@@ -445,7 +531,7 @@ class ChunkStream(Generic[T_co]):
         >>> [[chunk.index for chunk in batch] for batch in (*wet, *dry)], report.emitted
         ([[(0,), (2,)], [(1,), (3,)]], 4)
         """
-        return ChunkStream(routed(self._options, key, sinks))
+        return ChunkStream(routed(self._options, key, sinks, retry))
 
     # -- into an array ------------------------------------------------------------------------------
 
@@ -545,13 +631,32 @@ class ChunkStream(Generic[T_co]):
         """Drain the stream for its effects and return the report.
 
         Results stay on the workers, unless `route` sends them to sinks.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> seen = []
+        >>> zds.stream_chunks(array, concurrency=1).map(lambda chunk: seen.append(chunk.index)).run().emitted
+        3
+        >>> seen
+        [(0,), (1,), (2,)]
         """
         for _ in drive(functools.partial(self._new_run, deliver=self._options.route is not None)):
             pass
         return self._report
 
     def compute(self) -> Any:
-        """Run a reduced stream and return its answer, or a dict of answers by key or window."""
+        """Run a reduced stream and return its answer, or a dict of answers by key or window.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> int(zds.stream_chunks(array, concurrency=1).reduce(zds.reducers.max()).compute())
+        5
+        """
         fold = self._options.fold
         if fold is None:
             raise UsageError("compute() goes with .reduce(...); iterate the stream, or .run() it for its effects")
@@ -563,6 +668,16 @@ class ChunkStream(Generic[T_co]):
 
         Each computes to a `Chunk`, after the map stages; errors are raised by the task, as in any
         Dask graph: window, retries and dead letters are the stream's and are not in there.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> import dask
+        >>> tasks = zds.stream_chunks(array).map(lambda chunk: int(chunk.data.sum())).to_delayed()
+        >>> [chunk.data for chunk in dask.compute(*tasks, scheduler="sync")]
+        [1, 5, 9]
         """
         o = self._options
         if o.fold is not None or any(isinstance(stage, Filter) for stage in o.stages):
@@ -658,6 +773,20 @@ class ChunkStream(Generic[T_co]):
             As a loop over the stream would.
         Exception
             What ``handle_items`` of a consumer raised, unless its ``on_error`` is "skip".
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4")
+        >>> array[:] = range(6)
+        >>> class Total(zds.Consumer):
+        ...     max_demand, min_demand = 2, 1
+        ...     total = 0
+        ...     def handle_items(self, items):
+        ...         self.total += sum(int(chunk.data.sum()) for chunk in items)
+        >>> total = Total()
+        >>> zds.stream_chunks(array, concurrency=2).feed(total).emitted, total.total
+        (3, 15)
         """
         feed(self._shared_run("feed"), consumers, how, key)
         return self._report
@@ -723,7 +852,17 @@ class ChunkStream(Generic[T_co]):
 
     @property
     def rate_limit(self) -> RateLimit | None:
-        """Bound on requests and bytes per second; may be set while a run goes on."""
+        """Bound on requests and bytes per second; may be set while a run goes on.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = zds.stream_chunks(array, concurrency=1)
+        >>> stream.rate_limit = zds.RateLimit(requests=100)
+        >>> stream.rate_limit.requests_per_s
+        100.0
+        """
         return self._options.rate_limit
 
     @rate_limit.setter
@@ -736,7 +875,20 @@ class ChunkStream(Generic[T_co]):
 
     @property
     def paused(self) -> bool:
-        """Whether nothing new is submitted, since `pause`."""
+        """Whether nothing new is submitted, since `pause`.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = zds.stream_chunks(array)
+        >>> stream.pause()
+        >>> stream.paused
+        True
+        >>> stream.resume()
+        >>> stream.paused
+        False
+        """
         return self._paused
 
     def pause(self) -> None:
@@ -755,13 +907,43 @@ class ChunkStream(Generic[T_co]):
         for run in list(self._runs):
             run.pause(paused=False)
 
+    @property
+    def draining(self) -> bool:
+        """Whether the latest run goes on only to hand out what is in flight, since `drain`."""
+        running = self._report.outcome == "running"
+        return running and any(run.draining for run in list(self._runs) if run.report is self._report)
+
     def drain(self) -> None:
-        """End the runs that are under way: read nothing more, hand out what is in flight, save the checkpoint."""
+        """End the runs that are under way: read nothing more, hand out what is in flight, save the checkpoint.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream, seen = zds.stream_chunks(array, concurrency=1), []
+        >>> for chunk in stream:
+        ...     seen.append(chunk.index)
+        ...     stream.drain()
+        >>> seen, stream.report.cancelled
+        ([(0,)], 2)
+        """
         for run in list(self._runs):
             run.drain()
 
     def close(self) -> None:
-        """Cancel every run of this stream; closing twice does no harm."""
+        """Cancel every run of this stream; closing twice does no harm.
+
+        Examples
+        --------
+        >>> import zarr, zarr_dask_stream as zds
+        >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
+        >>> stream = zds.stream_chunks(array, concurrency=1)
+        >>> items = iter(stream)
+        >>> _ = next(items)
+        >>> stream.close()
+        >>> list(items), stream.report.outcome
+        ([], 'stopped early')
+        """
         for run in list(self._runs):
             run.stop()
 

@@ -20,7 +20,14 @@ from zarr_dask_stream.source.blocks import Blocks
 from zarr_dask_stream.source.metadata import join
 from zarr_dask_stream.source.selection import ChunkPlan, parse_region
 from zarr_dask_stream.source.store import store_errors
-from zarr_dask_stream.source.target import Target, check_options, existing_target, find_place, new_target
+from zarr_dask_stream.source.target import (
+    Target,
+    check_options,
+    check_overwrite,
+    existing_target,
+    find_place,
+    new_target,
+)
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.layout import writes_empty
 from zarr_dask_stream.stages.sink import Placement, Sink
@@ -123,6 +130,7 @@ def write_chunks(
         client=client,
     )
     check_kind("storage_options", Mapping, storage_options)
+    check_overwrite(overwrite)
     if isinstance(items, (np.ndarray, zarr.Array, str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise UsageError(f"items is an iterable of chunks, such as a generator or a list, got {type(items).__name__}")
     with store_errors():

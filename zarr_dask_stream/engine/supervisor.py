@@ -267,14 +267,14 @@ class Supervisor:
         self._stowed += count
         self.window.release(count, count * self._chunk_nbytes)
 
-    def refuse(self, failures: Sequence[Failure], why: str, now: float) -> list[Instruction]:
+    def refuse(self, failures: Sequence[Failure], why: str, now: float, attempts: int = 1) -> list[Instruction]:
         """Give up items taken with `hold`: who was to have them does not take them."""
         self._held -= len(failures)
         if self._finished:
             return []
         self.counts.dead += len(failures)
         self._release_held(len(failures))
-        return [self._letter(failure, why, 1, now) for failure in failures]
+        return [self._letter(failure, why, attempts, now) for failure in failures]
 
     def _release_held(self, count: int) -> None:
         stowed = min(count, self._stowed)

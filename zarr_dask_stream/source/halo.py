@@ -175,9 +175,11 @@ def _pair(depth: Any, axis: int) -> tuple[int, int]:
 
 
 def _boundary(boundary: Any, dtype: np.dtype[Any]) -> Boundary:
-    if boundary is None or boundary == "none":
+    if boundary is None:
         return None
     if isinstance(boundary, str):
+        if boundary == "none":
+            return None
         if boundary not in _WORDS:
             raise UsageError(f"halo: boundary is {', '.join(map(repr, _WORDS))}, a constant or None, got {boundary!r}")
         return boundary

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +18,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from zarr_dask_stream.errors import MetadataError, StoreError, StoreNotFoundError, UsageError
+from zarr_dask_stream.scalars import as_whole
 from zarr_dask_stream.source.array import ArraySpec, interpret, open_array
 from zarr_dask_stream.source.backend import ByteStore, check_key
 from zarr_dask_stream.source.files import MappingBytes
@@ -258,9 +259,29 @@ serializer, shards, zarr_format
             near = get_close_matches(name, CREATE_OPTIONS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise UsageError(f"a new array has no option {name!r}{hint} There are {', '.join(CREATE_OPTIONS)}")
-    version = options.get("zarr_format")
-    if version not in (None, 2, 3):
+    version, order = options.get("zarr_format"), options.get("order")
+    if version is not None and as_whole(version) not in (2, 3):
         raise UsageError(f"zarr_format is 2 or 3, got {version!r}")
+    if order is not None and not (isinstance(order, str) and order in ("C", "F")):
+        raise UsageError(f'order is "C" or "F", got {order!r}')
+    for name in ("attributes", "config"):
+        given = options.get(name)
+        if given is not None and not isinstance(given, Mapping) and not is_dataclass(given):
+            raise UsageError(f"{name} is a mapping, got {given!r}")
+
+
+def check_overwrite(overwrite: Any) -> None:
+    """Refuse what is neither True nor False: ``overwrite="no"`` would be taken for yes, and data be lost.
+
+    Examples
+    --------
+    >>> check_overwrite("no")
+    Traceback (most recent call last):
+        ...
+    zarr_dask_stream.errors.UsageError: overwrite is True or False, got 'no'
+    """
+    if not isinstance(overwrite, bool):
+        raise UsageError(f"overwrite is True or False, got {overwrite!r}")
 
 
 def new_target(place: Place, options: Mapping[str, Any], *, overwrite: bool = False) -> Target:

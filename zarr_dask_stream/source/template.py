@@ -18,6 +18,7 @@ import numpy as np
 from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
 from zarr.codecs import BloscCodec, GzipCodec, TransposeCodec, ZstdCodec
 
+from zarr_dask_stream.errors import UsageError
 from zarr_dask_stream.source.array import ArraySpec, zarr_array
 from zarr_dask_stream.source.grid import Index
 
@@ -70,7 +71,10 @@ def complete_options(
     ((3,), np.int16(-1), [ZstdCodec(level=0, checksum=False)])
     """
     version = given.get("zarr_format") or spec.zarr_format
-    dtype = np.dtype(given["dtype"]) if given.get("dtype") is not None else dtype
+    try:
+        dtype = np.dtype(given["dtype"]) if given.get("dtype") is not None else dtype
+    except TypeError as error:
+        raise UsageError(f"dtype is what NumPy takes for one, got {given['dtype']!r}") from error
     same = dtype.newbyteorder("=") == spec.dtype if dtype.kind != "T" else spec.dtype.kind == "T"
     options: dict[str, Any] = {"shape": shape, "zarr_format": version, "dtype": _dtype(spec, dtype, version, same=same)}
     options |= _partition(spec, given, chunks, version)

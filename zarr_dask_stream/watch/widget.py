@@ -49,6 +49,10 @@ class Controlled(Protocol):
     def paused(self) -> bool:
         """Whether nothing new is submitted."""
 
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is submitted for good."""
+
     rate_limit: RateLimit | None
 
     def pause(self) -> None:
@@ -122,7 +126,6 @@ class StreamWidget:
         self._shown = 0
         self._runs = 0
         self._account = _Account(stream.report, self._choices)
-        self._draining = False
         self._closed = False
         self._acted: deque[str] = deque(maxlen=_REMEMBERED)
         self._asked: dict[str, tuple[int, int]] = {}
@@ -199,7 +202,6 @@ class StreamWidget:
             return
         with self._lock:
             self._runs += 1
-            self._draining = False
             self._account = account = _Account(report, self._choices, self._tell)
             self._show(live=True)
         tell_also(account, account.maps[1:])
@@ -244,7 +246,7 @@ class StreamWidget:
             account.maps[shown],
             pace=account.pace,
             workers=account.workers,
-            controls=Controls(self._stream.paused, self._draining, rate),
+            controls=Controls(self._stream.paused, self._stream.draining, rate),
             name=self._name,
             limit=self._limit,
             maps=self._names[: len(account.maps)],
@@ -294,7 +296,6 @@ class StreamWidget:
         elif kind == "resume":
             self._stream.resume()
         elif kind == "drain":
-            self._draining = self._account.report.outcome == "running"
             self._stream.drain()
         elif kind == "rate":
             self._stream.rate_limit = changed_rate(self._stream.rate_limit, value)
