@@ -209,6 +209,21 @@ def test_a_killed_job_loses_no_line_and_says_which_stand_twice(folder: Path, sta
     assert "more than once" in result.stderr
 
 
+@pytest.mark.cluster
+def test_a_ledger_in_use_has_an_exit_code_of_its_own(folder: Path, start: Start) -> None:
+    """Wrong usage it was, like a misspelt option: a script could not tell that the same command is right later."""
+    job = ["run", "mine:slowly", "a.zarr", "--out", "o", "--checkpoint", "ledger", "--concurrency", "4"]
+    process = start(*job)
+    wait_for(lambda: (folder / "o").exists() and (folder / "o").read_text(), process)
+    second = run(*job)
+    assert second.exit_code == 75, second.output
+    assert "another run is using the ledger" in second.stderr
+    process.kill()
+    process.communicate()
+    assert run(*job).exit_code == 0
+    assert set(rows(folder / "o")) == set(range(60)), "the second one has left the lines of the first alone"
+
+
 def test_a_ledger_whose_lines_are_gone_is_refused(folder: Path) -> None:
     job = ["run", "mine:everything", "a.zarr", "--out", "o", "--checkpoint", "ledger"]
     assert run(*job).exit_code == 0

@@ -22,11 +22,11 @@ from zarr_dask_stream.cli.present import one_line
 from zarr_dask_stream.cli.run import run
 from zarr_dask_stream.cli.stats import stats
 from zarr_dask_stream.cli.verify import verify
-from zarr_dask_stream.errors import ClusterError, StoreError, UsageError
+from zarr_dask_stream.errors import ClusterError, LedgerInUseError, StoreError, UsageError
 
 __all__ = ["main", "zds"]
 
-_USAGE, _UNREACHABLE, _BUG, _INTERRUPTED, _UNREAD, _TERMINATED = 2, 3, 70, 130, 141, 143
+_USAGE, _UNREACHABLE, _BUG, _LATER, _INTERRUPTED, _UNREAD, _TERMINATED = 2, 3, 70, 75, 130, 141, 143
 
 
 class _Unread(Exception):  # noqa: N818  # no error: `zds stats ... | head -1` is a sane thing to write
@@ -94,6 +94,8 @@ def _judge(error: BaseException) -> tuple[int, str]:
             return _USAGE, f"{' '.join(error.format_message().split())}{where}"
         case click.ClickException():
             return _USAGE, error.format_message()
+        case LedgerInUseError():
+            return _LATER, one_line(error)
         case UsageError() | ImportError():
             return _USAGE, one_line(error)
         case StoreError() | ClusterError() | OSError():
@@ -114,7 +116,7 @@ def _set_logging(*, debug: bool) -> None:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 done but for some chunks, 2 wrong usage, 3 no such array, or store or cluster out of "
-    "reach, 130 interrupted.",
+    "reach, 75 another run has the ledger: try again later, 130 interrupted.",
 )
 @click.version_option(importlib.metadata.version("zarr-dask-stream"), "--version", "-V", prog_name="zds")
 def zds() -> None:
