@@ -25,6 +25,7 @@ import dask
 from dask_jobqueue import SLURMCluster
 from distributed import Security
 
+ADVICE = "activate the environment that has zarr-dask-stream, and run this where sbatch is"
 CERTIFICATES = Path(__file__).resolve().parents[1] / "tcp" / "certificates.py"
 
 
@@ -32,7 +33,9 @@ def refuse_if_slurm_would(script: str) -> None:
     """Ask Slurm what it thinks of a worker's job: refused later, it would leave the command waiting for workers."""
     asked = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
     if asked.returncode != 0:
-        raise RuntimeError(f"Slurm would refuse the jobs of the workers: {asked.stderr.strip()}")
+        said = asked.stderr.strip()
+        advice = "ask for what a node has (--cores, --memory, --time, --partition); sinfo --long shows it"
+        raise RuntimeError(f"Slurm would refuse the jobs of the workers: {said}; {advice}")
 
 
 @contextmanager
@@ -50,6 +53,8 @@ def cluster(options: argparse.Namespace, folder: Path) -> Iterator[SLURMCluster]
         protocol="tls://",
         log_directory=str(options.logs.resolve()) if options.logs else str(folder),
         local_directory=options.scratch,
+        # What a worker says of itself over HTTP stays on its node; settings of the site that say otherwise come later.
+        worker_extra_args=["--dashboard-address", "127.0.0.1:0", *dask.config.get("jobqueue.slurm.worker-extra-args")],
         job_extra_directives=options.directive,
         scheduler_options={"dashboard_address": options.dashboard},
     ) as started:
@@ -109,7 +114,7 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
         except FileNotFoundError as error:
-            print(f"run.py: there is no command {error.filename} on this host", file=sys.stderr)
+            print(f"run.py: there is no command {error.filename} on this host: {ADVICE}", file=sys.stderr)
             return 3
         except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
             print(f"run.py: {error}", file=sys.stderr)

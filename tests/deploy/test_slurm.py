@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from chaos.scene import write_rows
+from deploy.listening import SCRIPT
 from deploy.midrun import COUNT, RATE, answer_in, has_progress, stats, wait_for_progress
 from realparts.packages import need_debian, python_with
 from realparts.process import Process, wait_until
@@ -93,7 +95,7 @@ def test_a_batch_job_out_of_time_goes_on_when_it_is_submitted_again(login: Login
     wait_until(lambda: has_progress(ledger), what="chunks in the ledger", timeout_s=90)
     login.slurm.ask("scancel", "--batch", "--signal=TERM", job)  # as Slurm does, two minutes before the time is up
     state, answer = login.end_of(job)
-    assert state == "FAILED"  # exit code 130: what depends on `afternotok` comes now
+    assert state == "FAILED"  # exit code 143: what depends on `afternotok` comes now
     assert 0 < answer["report"]["emitted"] < COUNT
     state, answer = login.end_of(login.submit(url, ledger, *slowly))
     assert state == "COMPLETED"
@@ -139,6 +141,18 @@ def test_a_client_that_dies_leaves_no_workers(login: Login) -> None:
     shutil.rmtree(keys)
 
 
+def test_everybody_listens_where_asked_alone(login: Login) -> None:
+    asked = login.start("asked", "--jobs", "2", "--", sys.executable, SCRIPT, "{scheduler}", "2")
+    try:
+        wait_until(lambda: not asked.alive, what="the end of the run", timeout_s=90)
+        assert asked.popen.returncode == 0, asked.tail()
+        said = next(json.loads(line) for line in asked.log.read_text().splitlines() if line.startswith("{"))
+    finally:
+        asked.end(grace_s=20)
+    assert len(said) == 3
+    assert {address for addresses in said.values() for address in addresses} == {"127.0.0.1"}
+
+
 def test_what_slurm_refuses_is_said_at_once(login: Login) -> None:
     wrong = login.start("wrong", "--partition", "nowhere", "--", "true")
     try:
@@ -146,5 +160,6 @@ def test_what_slurm_refuses_is_said_at_once(login: Login) -> None:
         assert wrong.popen.returncode == 3
         assert "Slurm would refuse the jobs of the workers" in wrong.tail()
         assert "nowhere" in wrong.tail() or "partition" in wrong.tail()
+        assert "sinfo --long" in wrong.tail()  # where to see what there is
     finally:
         wrong.end(grace_s=20)
