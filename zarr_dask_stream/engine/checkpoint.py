@@ -32,7 +32,7 @@ from zarr_dask_stream.engine.completed import Completed
 from zarr_dask_stream.engine.partials import decode_value, encode_value, shortened
 from zarr_dask_stream.errors import LedgerInUseError, StoreError, UsageError
 from zarr_dask_stream.scalars import as_real, as_whole
-from zarr_dask_stream.source.secret import builtin_error, display_url, redact, secrets_in
+from zarr_dask_stream.source.secret import builtin_error, digest, display_url, redact, secrets_in
 from zarr_dask_stream.source.selection import ChunkPlan
 
 __all__ = ["Checkpoint", "Ledger"]
@@ -86,7 +86,9 @@ class Checkpoint:
     @property
     def token(self) -> str:
         """A short name that is the same for the same place."""
-        return hashlib.blake2b(os.fspath(self.url).encode(), digest_size=6).hexdigest()
+        # It names folders that others see: no password may be guessed from it.
+        url = os.fspath(self.url)
+        return digest(f"ledger:{self.shown}".encode(), b"" if url == self.shown else url.encode())[:12]
 
     def __post_init__(self) -> None:
         # Callers need not be typed.
