@@ -10,6 +10,7 @@ the scheduler's address. The exit code is the command's.
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 
 import dask
 from dask_mpi import initialize, send_close_signal
+
+ADVICE = "activate the environment that has zarr-dask-stream"
 
 
 def run(command: Sequence[str]) -> int:
@@ -45,6 +48,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     """Be the scheduler or a worker until the command has ended, or run the command."""
     options = parse(sys.argv[1:])
+    # At the end each side is surprised that the other one is gone, and tells of it at length.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     ours = initialize(
         interface=options.interface,
         protocol=options.protocol,
@@ -52,6 +57,8 @@ def main() -> int:
         memory_limit=options.memory,
         local_directory=options.scratch,
         dashboard_address=options.dashboard,
+        # What a worker says of itself over HTTP stays on its host.
+        worker_options={"dashboard_address": "127.0.0.1:0"},
         exit=False,
     )
     if not ours:
@@ -60,6 +67,9 @@ def main() -> int:
         address = str(dask.config.get("scheduler-address"))
         print(f"scheduler at {address}", file=sys.stderr)
         return run([word.replace("{scheduler}", address) for word in options.command])
+    except FileNotFoundError as error:
+        print(f"run.py: there is no command {error.filename} here: {ADVICE}", file=sys.stderr)
+        return 3
     except OSError as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 3

@@ -10,6 +10,7 @@ the command's; Ctrl-C and SIGTERM go to the command first.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +21,13 @@ from typing import Any
 
 import dask
 from distributed import SSHCluster
+
+ADVICE = "activate the environment that has zarr-dask-stream"
+# What runs on a host ends with its SSH connection, also where this process was killed and could not end it: standard
+# input is then at its end, which `cat` waits for. The shell becomes Python, which so has the shell's process number.
+WATCHED = """sh -c 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$0" "$@" 3<&-'"""
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def cluster(options: argparse.Namespace) -> Any:
@@ -32,19 +40,27 @@ def cluster(options: argparse.Namespace) -> Any:
     connect = {"port": options.port, "username": options.user, "known_hosts": options.known_hosts}
     connect["client_keys"] = options.key
     worker = {"n_workers": options.workers, "nthreads": options.threads, "memory_limit": options.memory}
+    # What a worker says of itself over HTTP stays on its host.
+    worker["dashboard_address"] = "127.0.0.1:0"
     both = {"protocol": protocol, "interface": options.interface}
     return SSHCluster(
         [options.hosts[0], *options.hosts],
         connect_options={name: value for name, value in connect.items() if value is not None},
         worker_options={**worker, **both, "local_directory": options.scratch},
         scheduler_options={**both, "port": 0, "dashboard_address": options.dashboard},
-        remote_python=options.python,
+        remote_python=f"{WATCHED} {options.python}",
     )
+
+
+def end_with_parent() -> None:
+    """Ask Linux to send SIGTERM when the process that started this one is killed, which can't do so itself."""
+    if PRCTL is not None:
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run(command: Sequence[str], env: Mapping[str, str]) -> int:
     """Run the command in the foreground and return its exit code."""
-    job = subprocess.Popen(command, env=env)
+    job = subprocess.Popen(command, env=env, preexec_fn=end_with_parent)  # noqa: PLW1509  # it takes no lock
     # Ctrl-C reaches the command by itself, as it shares our terminal; SIGTERM is for us to pass on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: job.terminate())
@@ -75,6 +91,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dashboard", default="127.0.0.1:0", help="address of the dashboard (default: any free port)")
     options = parser.parse_args(arguments[:cut])
     options.command = arguments[cut + 1 :]
+    if options.tls is not None and not (options.tls / "dask.yaml").exists():
+        parser.error(f"--tls takes a folder that certificates.py has made, and {options.tls} is none")
     if not options.command:
         parser.error("expected a command after two dashes, such as -- zds stats URL --scheduler {scheduler}")
     return options
@@ -93,6 +111,9 @@ def main() -> int:
             return run(words, {**os.environ, **tls})
     except KeyboardInterrupt:
         return 130
+    except FileNotFoundError as error:
+        print(f"run.py: there is no {error.filename} here: {ADVICE}", file=sys.stderr)
+        return 3
     except (OSError, RuntimeError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 3

@@ -105,9 +105,9 @@ def test_command_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> N
 def test_everybody_listens_on_loopback_alone(tmp_path: Path) -> None:
     done = run(tmp_path, sys.executable, SCRIPT, "{scheduler}", "2")
     assert done.returncode == 0, done.stderr
-    said: dict[str, list[str]] = json.loads(done.stdout)
+    said: dict[str, dict[str, list[str]]] = json.loads(done.stdout)
     assert len(said) == 3
-    assert {address for addresses in said.values() for address in addresses} == {"127.0.0.1"}
+    assert {address for one in said.values() for address in one["all"]} == {"127.0.0.1"}
 
 
 @pytest.mark.slow

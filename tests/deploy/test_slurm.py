@@ -150,7 +150,7 @@ def test_everybody_listens_where_asked_alone(login: Login) -> None:
     finally:
         asked.end(grace_s=20)
     assert len(said) == 3
-    assert {address for addresses in said.values() for address in addresses} == {"127.0.0.1"}
+    assert {address for one in said.values() for address in one["all"]} == {"127.0.0.1"}
 
 
 def test_what_slurm_refuses_is_said_at_once(login: Login) -> None:

@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from chaos.scene import write_rows
+from deploy.listening import SCRIPT
+from deploy.midrun import COUNT, answer_in, stats, wait_for_progress
 from realparts.packages import need_debian, python_with
 from realparts.process import Process, free_ports, wait_until
 
@@ -119,3 +121,40 @@ def test_one_has_to_choose_between_tls_and_none(server: Server) -> None:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--tls --no-tls" in done.stderr
+
+
+def test_everybody_listens_where_asked_alone(server: Server, tmp_path: Path) -> None:
+    hosts = ["--no-tls", "--interface", "lo", "--scratch", str(tmp_path), "127.0.0.1", "--"]
+    command = script(server, *hosts, sys.executable, SCRIPT, "{scheduler}", "1")
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, dict[str, list[str]]] = json.loads(done.stdout)
+    assert len(said) == 2
+    assert {address for one in said.values() for address in one["all"]} == {"127.0.0.1"}
+
+
+def test_a_folder_without_certificates_is_refused_at_once(server: Server, tmp_path: Path) -> None:
+    command = script(server, "--tls", str(tmp_path), "127.0.0.1", "--", "true")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--tls takes a folder that certificates.py has made" in done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_killed_without_warning_it_leaves_nothing_on_the_hosts_and_goes_on(server: Server, tmp_path: Path) -> None:
+    url, ledger = tmp_path / "rows.zarr", tmp_path / "stats.ledger"
+    data = write_rows(str(url), COUNT)
+    hosts = ["--no-tls", "--interface", "lo", "--scratch", str(tmp_path), "127.0.0.1", "127.0.0.1", "--"]
+    command = script(server, *hosts, "zds", *stats(url, ledger, "{scheduler}"))
+    first = Process.start("first", command, folder=tmp_path, env=environment())
+    try:
+        wait_for_progress(first, ledger)
+    finally:
+        first.popen.kill()
+        first.popen.wait()
+    wait_until(lambda: not still_running(Path(command[0])), what="the end of the remote processes", timeout_s=30)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = answer_in(done.stdout)
+    assert 0 < answer["report"]["resumed"] < COUNT
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
