@@ -156,6 +156,13 @@ def test_to_delayed_composes_with_other_graphs(url: str, data: np.ndarray) -> No
     assert chunks[7].index == (1, 2)
 
 
+def test_tasks_outlive_their_stream() -> None:
+    array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=3)
+    tasks = list(zds.stream_chunks(array).to_delayed())
+    chunks = dask.compute(*tasks, scheduler="sync")  # type: ignore[attr-defined,no-untyped-call]  # as above
+    assert [chunk.data.sum() for chunk in chunks] == [6, 6, 6]
+
+
 def test_numpy_takes_a_chunk_as_an_array(url: str, data: np.ndarray) -> None:
     chunk = next(iter(zds.stream_chunks(url, concurrency=1)))
     np.testing.assert_array_equal(np.asarray(chunk), data[:5, :4])

@@ -107,7 +107,7 @@ class ChunkStream(Generic[T_co]):
         >>> import zarr, zarr_dask_stream as zds
         >>> array = zarr.create_array({}, shape=(6,), chunks=(2,), dtype="i4", fill_value=7)
         >>> spec = zds.stream_chunks(array).spec
-        >>> spec.shape, spec.chunks, spec.dtype, spec.fill_value
+        >>> spec.shape, spec.chunks, spec.dtype, int(spec.fill_value)
         ((6,), (2,), dtype('int32'), 7)
         """
         return self._options.spec

@@ -142,9 +142,19 @@ def _read_one(payload: bytes, number: int) -> Chunk:
     return Chunk.planned(work.plan(), number, result.values[0], missing=bool(result.missing))
 
 
+class _Held(bytes):
+    """Pickled work of tasks that may outlive their stream: in this process they hold the store that it names."""
+
+    work: Work
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (bytes(self),)
+
+
 def delayed_chunks(work: Work, plan: ChunkPlan) -> Iterable[Any]:
     """Yield one ``dask.delayed`` for each planned chunk, for people who compose their own graphs."""
-    payload = pack_work(work)
+    payload = _Held(pack_work(work))
+    payload.work = work
     token = hashlib.blake2b(payload, digest_size=8).hexdigest()
     read = delayed(_by_name("_read_one"), pure=False)
     for number in plan:
