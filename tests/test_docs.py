@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import zarr
 from click.testing import CliRunner
 
-import zarr_dask_stream
+import zarr_dask_stream.testing
 from pages import ROOT, Page
 from realparts.browser import Browser
 from realparts.cluster import TcpCluster
@@ -30,7 +31,8 @@ PAGES = {path.relative_to(DOCS).as_posix(): Page(path) for path in sorted(DOCS.r
 #: Pages whose code needs a server are run by tests of their own.
 WITH_SERVERS = {"tutorial.md", "how-to/s3.md"}
 #: Programs that a page may call: these are run or checked below, those in the second line are other people's.
-PROGRAMS = {"zds", "pip", "make", "dask", "python"} | {"sbatch", "squeue", "scancel", "kubectl", "helm", "curl"}
+PROGRAMS = {"zds", "pip", "make", "dask", "python", "python3"}
+PROGRAMS |= {".", "export", "sinfo", "sbatch", "squeue", "scancel", "kubectl", "helm", "curl"}
 
 
 def _has_python(name: str) -> bool:
@@ -112,6 +114,23 @@ def test_the_zds_commands_run(inside: Path, args: list[str]) -> None:
     assert result.stdout
 
 
+@pytest.mark.parametrize("name", [name for name, page in PAGES.items() if any(b.language == "sh" for b in page.blocks)])
+def test_the_shell_scripts_run(inside: Path, name: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for block in PAGES[name].blocks:
+        if block.language == "sh":
+            done = subprocess.run(
+                ["sh", "-u"],
+                input=block.code,
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_and_names_exist(name: str) -> None:
     page = PAGES[name]
@@ -133,7 +152,7 @@ def test_commands_and_names_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_block_is_of_a_kind_that_is_tested(name: str) -> None:
-    assert {block.language for block in PAGES[name].blocks} <= {"python", "console", "text", "toml", "yaml"}
+    assert {block.language for block in PAGES[name].blocks} <= {"python", "console", "sh", "text", "toml", "yaml"}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -147,11 +166,33 @@ def test_links_and_quoted_files_are_there(name: str) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.md"), *ROOT.glob("deploy/**/*.md"), *DOCS.rglob("*.md")],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_links_lead_to_headings_that_are_there(path: Path) -> None:
+    reference = "reference/" in path.as_posix()  # whose headings are made when the site is built, which checks them
+    dangling = Page(path).dangling()
+    assert [link for link in dangling if not (reference or "reference/" in link)] == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One `two`: three\n[a](#one-two-three) [b](#one) [c](page.md#two) [d](other.md) [e](https://x.y/#z)\n"
+    )
+    assert Page(page).dangling() == ["#one", "page.md#two", "other.md"]
+
+
 def _tests_named_in(text: str) -> set[tuple[str, str]]:
     return set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text))
 
 
-@pytest.mark.parametrize("place", ["docs/explanation/failures.md", "docs/explanation/load.md", "SECURITY.md"])
+@pytest.mark.parametrize(
+    "place",
+    ["docs/explanation/failures.md", "docs/explanation/guarantees.md", "docs/explanation/load.md", "SECURITY.md"],
+)
 def test_the_tests_that_prove_what_is_said_exist(place: str) -> None:
     named = _tests_named_in((ROOT / place).read_text(encoding="utf-8"))
     assert named
@@ -178,6 +219,31 @@ def test_each_public_name_has_its_place_in_the_reference() -> None:
     public = set(zarr_dask_stream.reducers.__all__)
     named = set(re.findall(r"`(\w+)`", PAGES["reference/reducers.md"].text))
     assert public - listed - named - {"Statistic"} == set()
+
+
+def _public_things() -> Iterator[tuple[str, Any]]:
+    """Give what the reference shows: public names, and what a stream can be asked for."""
+    for module in (zarr_dask_stream, zarr_dask_stream.reducers, zarr_dask_stream.errors, zarr_dask_stream.testing):
+        for name in module.__all__:
+            if not inspect.ismodule(thing := getattr(module, name)):
+                yield f"{module.__name__}.{name}", thing
+    for name, thing in inspect.getmembers(zarr_dask_stream.ChunkStream):
+        if not name.startswith("_"):
+            yield f"ChunkStream.{name}", thing
+
+
+#: Said beside their counterparts, whose examples show both.
+_SHOWN_ELSEWHERE = {"ChunkStream.resume": "ChunkStream.paused", "ChunkStream.pause": "ChunkStream.paused"}
+_SHOWN_ELSEWHERE |= {"ChunkStream.feed_async": "ChunkStream.feed", "ChunkStream.draining": "ChunkStream.drain"}
+
+
+def test_each_public_thing_is_described_with_an_example() -> None:
+    """Which the doctests of the package run."""
+    things = {name: inspect.getdoc(thing) or "" for name, thing in _public_things()}
+    assert [name for name, text in things.items() if not text] == []
+    bare = {name for name, text in things.items() if ">>> " not in text}
+    assert bare - set(_SHOWN_ELSEWHERE) == set()
+    assert set(_SHOWN_ELSEWHERE.values()) <= set(things) - bare
 
 
 def test_each_command_is_in_the_reference() -> None:
