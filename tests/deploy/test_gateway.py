@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chaos.scene import write_rows
+from deploy.midrun import COUNT, RATE, answer_in, wait_for_progress
 from realparts.cluster import importable_tests
 from realparts.packages import python_with
 from realparts.process import Process, free_ports
@@ -33,12 +34,16 @@ class Gateway:
     process: Process
     folder: Path
 
-    def run(self, folder: Path, password: str, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run the deployment's script on a cluster of this gateway."""
+    def script(self, folder: Path, password: str, *command: str) -> list[str]:
+        """Return the deployment's script with what it takes to run a command on a cluster of this gateway."""
         secret = folder / "password"
         secret.write_text(password)
         script = [str(self.python), str(DEPLOY / "gateway" / "run.py"), "--gateway", self.address]
-        words = [*script, "--password-file", str(secret), "--workers", "2", "--", *command]
+        return [*script, "--password-file", str(secret), "--workers", "2", "--", *command]
+
+    def run(self, folder: Path, password: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run it."""
+        words = self.script(folder, password, *command)
         env = {**os.environ, "PYTHONWARNINGS": "ignore"}
         return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=150)
 
@@ -84,3 +89,20 @@ def test_exit_codes(gateway: Gateway, tmp_path: Path) -> None:
     refused = gateway.run(tmp_path, "wrong", "stats", str(tmp_path / "nowhere.zarr"))
     assert refused.returncode == 3, refused.stderr
     assert "run.py:" in refused.stderr
+
+
+def test_killed_without_warning_it_goes_on_from_its_ledger(gateway: Gateway, tmp_path: Path) -> None:
+    url, ledger = tmp_path / "rows.zarr", tmp_path / "stats.ledger"
+    data = write_rows(str(url), COUNT)
+    job = ["stats", str(url), "--checkpoint", str(ledger), "--rate-limit", f"{RATE}/s", "--json"]
+    words = gateway.script(tmp_path, PASSWORD, *job)
+    first = Process.start("first", words, folder=tmp_path, env={"PYTHONWARNINGS": "ignore"})
+    try:
+        wait_for_progress(first, ledger)
+    finally:
+        first.kill()
+    done = gateway.run(tmp_path, PASSWORD, *job)  # on a cluster of its own
+    assert done.returncode == 0, done.stderr
+    answer = answer_in(done.stdout)
+    assert 0 < answer["report"]["resumed"] < COUNT
+    assert (answer["count"], answer["mean"]) == (data.size, data.mean())
