@@ -238,6 +238,33 @@ def test_a_bomb_behind_another_codec(wrapper: str) -> None:
                 list(read_chunks(open_array(store), [0]))
 
 
+@pytest.mark.parametrize(
+    "codecs",
+    [
+        # What the data say to be so many texts, the library makes room for.
+        {"dtype": "|O", "fill_value": "", "filters": [{"id": "vlen-utf8"}, {"id": "shuffle", "elementsize": 1}]},
+        {
+            "dtype": "|O",
+            "fill_value": "",
+            "filters": [{"id": "vlen-utf8"}, {"id": "crc32"}, {"id": "delta", "dtype": "u1"}],
+        },
+        {"filters": [{"id": "delta", "dtype": "|S90000000", "astype": "|u1"}]},
+        {"filters": [{"id": "astype", "decode_dtype": "|S90000000", "encode_dtype": "|u1"}]},
+        {"filters": [{"id": "fixedscaleoffset", "offset": 0, "scale": 1, "dtype": "|S90000000", "astype": "|u1"}]},
+    ],
+    ids=["shuffle", "delta", "wide delta", "wide astype", "wide scale"],
+)
+def test_chains_that_nothing_would_bound(codecs: dict[str, Any]) -> None:
+    document = {"zarr_format": 2, "shape": [16], "chunks": [16], "dtype": "<i4", "order": "C", "fill_value": 0}
+    document |= {"compressor": None, "dimension_separator": ".", **codecs}
+    store = {".zarray": json.dumps(document).encode(), "0": (1 << 27).to_bytes(4, "little") + b"\1" * 12}
+    with (
+        peaking(1 << 27),
+        pytest.raises(MetadataError, match=r"nothing would bound|makes elements of 90,000,000 bytes"),
+    ):
+        list(read_chunks(open_array(store), [0]))
+
+
 @pytest.mark.parametrize("depth", [12, 100, 200])
 def test_shards_within_shards_without_end(depth: int) -> None:
     store: dict[str, Any] = {}

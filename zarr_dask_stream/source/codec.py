@@ -23,10 +23,11 @@ from zarr.buffer import cpu
 
 from zarr_dask_stream.errors import CorruptChunkError, MetadataError
 from zarr_dask_stream.source.array import ArraySpec, zarr_array
+from zarr_dask_stream.source.chain import VARYING, refuse_unbounded
 from zarr_dask_stream.source.inflate import BYTES_CODECS, COMPRESSORS, Buffer, Size, Step, build_step, encoded_size
 from zarr_dask_stream.source.locks import ForkedLock
 from zarr_dask_stream.source.memory import lend_array
-from zarr_dask_stream.source.metadata import brief, codecs_inside, sharding
+from zarr_dask_stream.source.metadata import brief, sharding
 
 __all__ = [
     "Codec",
@@ -504,7 +505,8 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
             outer.append(_v2_codec(compressor))
             document["compressor"] = compressor = None
         filters = list(document.get("filters") or ())
-        while not compressor and len(filters) > 1 and _known({"name": filters[-1]["id"]}):
+        # The last one is what makes bytes of elements that vary in length.
+        while not compressor and len(filters) > (spec.dtype.kind in "OT") and _known({"name": filters[-1]["id"]}):
             outer.append(_v2_codec(filters.pop()))
         document["filters"] = filters or None
         document.update(shape=list(spec.chunks), chunks=list(spec.chunks), dimension_separator=".")
@@ -515,22 +517,8 @@ def _peel(spec: ArraySpec) -> tuple[Step, dict[str, Any]]:
         keys = {"name": "default", "configuration": {"separator": "."}}
         document.update(shape=list(spec.chunks), codecs=chain, chunk_grid=grid, chunk_key_encoding=keys)
         document.pop("dimension_names", None)
-    _refuse_hidden(document, spec.url)
+    refuse_unbounded(document, max(spec.dtype.itemsize, 1), spec.url, counted=_starts_with_count(document))
     return _outer_step(outer[::-1], size), document
-
-
-def _refuse_hidden(document: Mapping[str, Any], where: str) -> None:
-    """Refuse compressors that codecs not known here stand before: what they would inflate to, nobody could bound."""
-    if document["zarr_format"] == 2:
-        left = [codec["id"] for codec in (*(document.get("filters") or ()), document.get("compressor")) if codec]
-    else:
-        left = [codec["name"] for codec in codecs_inside(document["codecs"])]
-    hidden = [name for name in left if str(name).removeprefix("numcodecs.") in COMPRESSORS]
-    if hidden:
-        raise MetadataError(
-            f"{where}: codec {brief(hidden[0])} stands behind one that can't be undone here, in a chain of "
-            f"{brief(left)}, so that nothing would bound what it inflates to; rewrite the array with another chain"
-        )
 
 
 def _v2_codec(codec: Mapping[str, Any]) -> Codec:
@@ -541,7 +529,7 @@ def _starts_with_count(document: Mapping[str, Any]) -> bool:
     """Whether the innermost bytes begin with the number of elements (numcodecs' formats of varying length)."""
     codecs = document["codecs"] if document["zarr_format"] == 3 else (document.get("filters") or ())
     last = codecs[-1] if codecs and not document.get("compressor") else {}
-    return (last.get("name") or last.get("id")) in {"vlen-utf8", "vlen-bytes", "vlen-array"}
+    return (last.get("name") or last.get("id")) in VARYING
 
 
 def _check_count(value: bytes, count: int) -> None:
