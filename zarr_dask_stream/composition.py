@@ -22,7 +22,7 @@ from zarr_dask_stream.source.blocks import Blocks, parse_chunks
 from zarr_dask_stream.source.chunk import Chunk
 from zarr_dask_stream.source.halo import parse_halo
 from zarr_dask_stream.source.store import store_errors
-from zarr_dask_stream.source.target import check_overwrite
+from zarr_dask_stream.source.target import check_writing
 from zarr_dask_stream.source.writer import Verify
 from zarr_dask_stream.stages.batch import BatchRule, MapBatch, Route
 from zarr_dask_stream.stages.combine import Fold, Reducer, Ungrouped, as_reducer, check_data
@@ -284,9 +284,7 @@ def written(
     _check_no_target(o)
     if o.fold is not None or o.batch is not None or o.route is not None:
         raise UsageError("to_zarr writes items: reduce, group_by, window, batch and route have no place before it")
-    check_overwrite(overwrite)
-    if not isinstance(verify, bool) and not (isinstance(verify, str) and verify == "read"):
-        raise UsageError(f'verify is True, False or "read", got {verify!r}')
+    check_writing(overwrite, verify)
     if not isinstance(path, str):
         raise UsageError(f"path is text, the target's place inside the store, got {path!r}")
     check_kind("storage_options", Mapping, storage_options)

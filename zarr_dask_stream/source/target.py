@@ -270,18 +270,20 @@ serializer, shards, zarr_format
             raise UsageError(f"{name} is a mapping, got {given!r}")
 
 
-def check_overwrite(overwrite: Any) -> None:
-    """Refuse what is neither True nor False: ``overwrite="no"`` would be taken for yes, and data be lost.
+def check_writing(overwrite: Any, verify: Any) -> None:
+    """Refuse words that mean nothing: ``overwrite="no"`` would be taken for yes, and data be lost.
 
     Examples
     --------
-    >>> check_overwrite("no")
+    >>> check_writing("no", True)
     Traceback (most recent call last):
         ...
     zarr_dask_stream.errors.UsageError: overwrite is True or False, got 'no'
     """
     if not isinstance(overwrite, bool):
         raise UsageError(f"overwrite is True or False, got {overwrite!r}")
+    if not isinstance(verify, bool) and not (isinstance(verify, str) and verify == "read"):
+        raise UsageError(f'verify is True, False or "read", got {verify!r}')
 
 
 def new_target(place: Place, options: Mapping[str, Any], *, overwrite: bool = False) -> Target:
