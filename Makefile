@@ -48,10 +48,10 @@ lint: $(TEST_ENV)/.installed ## ruff and mypy
 coverage: $(TEST_ENV)/.installed ## the tests of `make test` with coverage, worst lines shown
 	$(PYTEST) -m "(not slow or sample) and not torch" --cov --cov-report term-missing
 
-bench: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## the important rows at half size, against limits and peers: about 20 minutes
-	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS) --important
+bench: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## every row of the benchmark with less data, against limits and peers: about 40 minutes
+	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS) --smaller
 
-bench-all: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## every row of the benchmark at full size: an hour or more
+bench-all: $(BENCH_ENV)/.installed $(if $(TORCH),$(BENCH_ENV)/.torch) ## every row at full size: an hour and a half or more
 	$(BENCH_ENV)/bin/python tests/benchmarks/bench_stream.py --out $(RESULTS)
 
 bench-publish: $(BENCH_ENV)/.installed ## put the figures of the last benchmark into the README

@@ -1,6 +1,6 @@
 """The stream beside the limit of the machine and beside the tools people use today, measured in one run.
 
-    python tests/benchmarks/bench_stream.py --out bench-results --important
+    python tests/benchmarks/bench_stream.py --out bench-results --smaller
     python tests/benchmarks/bench_stream.py --out bench-results --rows small,s3 --rounds 5
 
 Contenders take turns, round after round, on warm caches; what counts is the median of the ratios within a round.
@@ -36,7 +36,7 @@ import psutil
 from benchmarks import figures
 from benchmarks.contest import Contender, Goal, Ratio, Row
 from benchmarks.places import CORES, Bench
-from benchmarks.rows import IMPORTANT, ROWS
+from benchmarks.rows import ROWS, SMALLER
 
 _PACKAGES = (
     "zarr-dask-stream", "dask", "distributed", "zarr", "numcodecs", "numpy", "zstandard", "s3fs", "obstore",
@@ -197,14 +197,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The stream beside the limit and beside other tools.")
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, tables and plots")
     parser.add_argument("--rows", default="", help=f"comma-separated, of: {', '.join(ROWS)}; default: all")
-    parser.add_argument("--important", action="store_true", help=f"only {', '.join(IMPORTANT)}, smaller")
+    parser.add_argument("--smaller", action="store_true", help="less data, as in `make bench`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=0.0, help="amount of data; default: 1")
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--data", type=Path, help="folder in which the arrays stay for the next run")
     parser.add_argument("--keep", action="store_true", help="keep the other rows of an earlier run in the same folder")
     options = parser.parse_args()
-    names = options.rows.split(",") if options.rows else list(IMPORTANT if options.important else ROWS)
+    names = options.rows.split(",") if options.rows else list(ROWS)
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def main() -> int:
         folder = options.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zds-bench-")))
         bench = Bench(folder.resolve(), options.seed, stack=stack)
         rows = kept(options.out / "results.json", describe(bench)) if options.keep else []
-        scales = {name: options.scale or (IMPORTANT[name] if options.important else 1.0) for name in names}
+        scales = {name: options.scale or (SMALLER[name] if options.smaller else 1.0) for name in names}
         failed = run_rows(bench, scales, options.rounds, rows, options.out)
     if rows:
         figures.write_all(options.out / "results.json")

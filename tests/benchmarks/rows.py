@@ -35,22 +35,14 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "dataset": dataset,
 }
 
-#: What `make bench` runs, and at which scale.
-IMPORTANT = {
-    "small": 0.5,
-    "small-v2": 0.5,
-    "large": 0.5,
-    "sharded": 0.5,
-    "client": 0.5,
-    "client-processes": 0.5,
-    "s3": 0.5,
-    "s3-large": 0.5,
-    "tail": 0.5,
-    "sparse": 0.5,
+#: How much data each row has in `make bench`: as little as still keeps everybody busy for more than a second.
+SMALLER = {
+    **dict.fromkeys(ROWS, 0.5),
+    "small": 1.0,
+    "s3": 1.0,
+    "scale": 0.1,
     "latency": 1.0,
-    "supervise": 0.5,
+    "ordered": 1.0,
+    "memory": 0.25,
     "reduce": 0.1,
-    "copy": 0.5,
-    "loader": 0.5,
-    "dataset": 0.5,
 }
