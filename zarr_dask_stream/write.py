@@ -23,7 +23,7 @@ from zarr_dask_stream.source.store import store_errors
 from zarr_dask_stream.source.target import (
     Target,
     check_options,
-    check_overwrite,
+    check_writing,
     existing_target,
     find_place,
     new_target,
@@ -130,7 +130,7 @@ def write_chunks(
         client=client,
     )
     check_kind("storage_options", Mapping, storage_options)
-    check_overwrite(overwrite)
+    check_writing(overwrite, verify)
     if isinstance(items, (np.ndarray, zarr.Array, str, bytes, Mapping)) or not isinstance(items, Iterable):
         raise UsageError(f"items is an iterable of chunks, such as a generator or a list, got {type(items).__name__}")
     with store_errors():
