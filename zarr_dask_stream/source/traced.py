@@ -32,6 +32,7 @@ _LOADED = {"ndarray", "NumpyIndexingAdapter", "PandasIndexingAdapter", "NdArrayL
 _GETTERS = {("dask.array.core", name) for name in ("getter", "getter_nofancy", "getter_inline")}
 _GETITEMS = {("_operator", "getitem"), ("dask.array.chunk", "getitem")}
 _ALIAS = ("", "alias")
+_IN_MEMORY = "its values are in memory"
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,26 @@ def trace(variable: Any, name: Any) -> Traced:
     if is_loaded(variable):
         raise UsageError(
             f"{name!r} is in memory, so there is nothing stored to stream: it was loaded or computed. Open it again, "
-            "with xarray.open_zarr(..., chunks=None)"
+            f"with xarray.open_zarr(..., chunks=None){_of_text(variable)}"
         )
     try:
         return _trace(variable)
     except _Unknown as problem:
         raise UsageError(
             f"{name!r} can't be traced back to a stored array: {problem}. Slices of step 1 and single positions of "
-            "what open_zarr or open_dataset(engine='zarr') has opened can; do everything else in .map(...)"
+            "what open_zarr or open_dataset(engine='zarr') has opened can; do everything else in "
+            f".map(...){_of_text(variable) if problem.args[0] == _IN_MEMORY else ''}"
         ) from None
+
+
+def _of_text(variable: Any) -> str:
+    # Releases up to 2026.7, which our lower bound allows, turn text into objects as they open a store.
+    if variable.dtype.kind not in "OT":
+        return ""
+    return (
+        ". Older releases of xarray load all text as they open a store: take a newer one, leave the text out, or pass "
+        "the URL instead of what was opened"
+    )
 
 
 def _trace(variable: Any) -> Traced:
@@ -162,7 +174,7 @@ def _explain(kind: str) -> str:
     if "Vectorized" in kind:
         return "its axes were reordered, or points of it picked"
     if kind in _LOADED:
-        return "its values are in memory"
+        return _IN_MEMORY
     if kind == "StackedBytesArray":
         return "its characters were joined to strings (open it with concat_characters=False)"
     return f"there is a {kind} where a Zarr array was expected"
