@@ -101,7 +101,7 @@ def check_refusals(folder: Path) -> None:
         ("http://127.0.0.1:9/a.zarr", "aiohttp", "http"),
     ):
         if importlib.util.find_spec(module) is None:
-            words = [zds_command, "stats", place]
+            words = [str(zds_command), "stats", place]
             done = subprocess.run(words, cwd=folder, check=False, capture_output=True, text=True, timeout=120)
             assert done.returncode == 2, done
             assert f"pip install 'zarr-dask-stream[{extra}]'" in done.stderr, done.stderr
