@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ __all__ = ["VARYING", "refuse_unbounded"]
 
 #: Codecs whose data begin with the number of elements, for which the library makes room before it looks further.
 VARYING = frozenset({"vlen-utf8", "vlen-bytes", "vlen-array"})
-#: How many times as wide as the array's own elements those of a filter may be.
+#: How many times as wide as the array's own elements those of a filter may be, and as long as it came what all filters
+#: make of a chunk: one of those in use takes single bits or bytes for numbers.
 _WIDER = 64
 
 
@@ -36,8 +38,8 @@ def refuse_unbounded(document: Mapping[str, Any], itemsize: int, where: str, *, 
     Raises
     ------
     MetadataError
-        If there is a compressor, or a codec of varying length, that others stand before; or a filter that makes
-        elements many times as wide.
+        If there is a compressor, or a codec of varying length, that others stand before; or filters that make the data
+        many times as long.
 
     Examples
     --------
@@ -66,6 +68,11 @@ chain of ['zstd', 'delta'], so that nothing would bound what comes out of it; re
                     f"{where}: codec {brief(name)} makes elements of {width:,} bytes out of such of {itemsize:,}; the "
                     "metadata are damaged, or the array must be rewritten with another chain"
                 )
+    if math.prod(_growth(name, settings) for name, settings in left) > _WIDER:
+        raise MetadataError(
+            f"{where}: filters {brief(names)} would make more than {_WIDER} bytes of each one; the metadata are "
+            "damaged, or the array must be rewritten with another chain"
+        )
 
 
 def _left(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -77,6 +84,15 @@ def _left(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
     else:
         for codec in codecs_inside(document["codecs"]):
             yield str(codec["name"]).removeprefix("numcodecs."), codec.get("configuration") or {}
+
+
+def _growth(name: str, settings: Mapping[str, Any]) -> float:
+    """Return how many bytes a filter makes of one when it is undone, at least one."""
+    if name == "packbits":
+        return 8.0
+    decoded = _width(settings.get("decode_dtype" if name == "astype" else "dtype"))
+    encoded = _width(settings.get("encode_dtype" if name == "astype" else "astype"))
+    return max(decoded / encoded, 1.0) if decoded and encoded else 1.0
 
 
 def _width(dtype: Any) -> int:
