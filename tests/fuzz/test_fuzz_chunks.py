@@ -1,6 +1,8 @@
 """Stored bytes that are nearly right: chunks and shards of every usual codec, read or refused, at no great expense.
 
-Tried for version 0.1: 150 inputs for each test and codec, 10,650 in all, without a finding. Usually it is 15 each.
+Tried for version 0.1: 210 inputs or more for each test and codec, 19,890 in all, with three seeds. They found filters
+that made gigabytes of a few bytes, which are refused now; since then 4,620 of them without a finding. Usually it is 15
+each.
 """
 
 from __future__ import annotations
