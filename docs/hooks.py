@@ -16,6 +16,7 @@ from zarr_dask_stream.source.inflate import BYTES_CODECS, COMPRESSORS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS, SOAK, CODECS = "<!-- commands -->", "<!-- soak -->", "<!-- codecs -->"
+BOOST = {"how-to": 4, "tutorial.md": 4, "explanation": 2}
 LONG_NAME = re.compile(r"(?<=<code>)tests/[\w/]+\.py::\w+(?=</code>)")
 PICTURE = re.compile(r"<!-- (\w+\.md): (.+) -->")
 
@@ -32,8 +33,10 @@ def on_page_content(html: str, **_: Any) -> str:
     return LONG_NAME.sub(lambda found: re.sub(r"(::|[/_])", r"\1<wbr>", found[0]), html)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put these where a page has a place for them."""
+def on_page_markdown(markdown: str, page: Any = None, **_: Any) -> str:
+    """Put these where a page has a place for them; let searches find pages about tasks before lists of names."""
+    if page is not None:
+        page.meta.setdefault("search", {"boost": BOOST.get(page.file.src_uri.partition("/")[0], 1)})
     markdown = PICTURE.sub(lambda found: picture(found[1], found[2]), markdown)
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, commands())
