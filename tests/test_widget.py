@@ -367,9 +367,9 @@ def test_a_drain_by_the_program_is_shown(stream: zds.ChunkStream, widget: Stream
     """It was shown only where the button was pressed."""
     for taken, _ in enumerate(stream):
         if not taken:
-            assert not stream.draining
+            before = stream.draining
             stream.drain()
-            assert stream.draining
+            assert (before, stream.draining) == (False, True)
             assert (widget.frame["badge"], widget.frame["draining"]) == ("draining", True)
     assert not stream.draining, "it is over"
     for _ in stream:
