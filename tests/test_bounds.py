@@ -471,7 +471,9 @@ def _drawn(data: st.DataObject) -> tuple[Any, int, dict[str, Any]]:
     if kind == "filters":
         filters = data.draw(st.sampled_from(_FILTERS))(dtype)
         return dtype, side, {"filters": filters, "compressors": None, "zarr_format": 2}
-    codecs = data.draw(st.sampled_from([[BytesCodec()], [BytesCodec(), BloscCodec()], [BytesCodec(), GzipCodec()]]))
+    codecs: Any = data.draw(
+        st.sampled_from([[BytesCodec()], [BytesCodec(), BloscCodec()], [BytesCodec(), GzipCodec()]])
+    )
     side, depth = data.draw(st.sampled_from([(8, 0), (8, 2), (16, 3)]))
     return dtype, side, {"serializer": _nested(codecs, 1, depth), "compressors": None}
 

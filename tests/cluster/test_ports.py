@@ -55,7 +55,7 @@ NONSENSE = [
 def test_nonsense_on_the_ports_of_a_cluster_disturbs_no_stream(client: Client, tmp_path: Path) -> None:
     data = write_array(str(tmp_path / "a.zarr"))
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    addresses = [client.scheduler.address, *workers]
+    addresses = [client.scheduler_info(n_workers=0)["address"], *workers]
     with ExitStack() as stack:
         for address in addresses:
             host, _, port = address.removeprefix("tcp://").rpartition(":")

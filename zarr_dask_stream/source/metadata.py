@@ -366,7 +366,7 @@ def codecs_inside(codecs: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     if depth > _MAX_NESTED:
         raise MetadataError(f"shards within shards, more than {_MAX_NESTED} deep; no more are read")
     for codec in codecs:
-        named = {"name": codec} if isinstance(codec, str) else codec
+        named: Mapping[str, Any] = {"name": codec} if isinstance(codec, str) else codec
         yield named
         if named["name"] == "sharding_indexed":
             configuration = named.get("configuration") or {}
