@@ -64,6 +64,42 @@ def test_options_exist(readme: Path) -> None:
                 assert options_in(rest) <= taken, words
 
 
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+def test_a_user_is_told_what_to_see_how_to_go_on_and_what_was_not_run(readme: Path) -> None:
+    text = readme.read_text()
+    if readme.parent.name == "cloud":
+        assert "None of this has been run" in text
+        return
+    assert re.search("^##+ What you see$", text, re.MULTILINE)
+    assert re.search("killed|After a kill", text)
+    if readme.parent.name != "deploy":
+        assert re.search("^## How it is tested$.* not run", text, re.MULTILINE | re.DOTALL)
+        assert readme.parent.name == "grafana" or "../README.md#what-you-see" in text
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+def test_links_into_pages_name_their_headings(readme: Path) -> None:
+    for page, name in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", readme.read_text()):
+        text = (readme.parent / page if page else readme).read_text()
+        headings = {line.lower().replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+        assert name in headings, (page, name)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+def test_every_job_has_a_ledger(readme: Path) -> None:
+    """All deployments run the same job, and can go on with it."""
+    jobs = [words for words in commands(readme) if "stats" in words and "compose" not in words]
+    assert all("--checkpoint" in words for words in jobs)  # that of compose and Kubernetes is in their files
+    assert jobs or readme.parent.name in {"deploy", "cloud", "kubernetes", "slurm"}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda readme: readme.parent.name)
+def test_schedulers_and_workers_of_the_commands_keep_http_on_loopback(readme: Path) -> None:
+    for words in commands(readme):
+        if "dask" in words:
+            assert words[words.index("--dashboard-address") + 1].startswith("127.0.0.1:"), words
+
+
 def test_requirements_are_pinned() -> None:
     files = sorted((ROOT / "deploy").rglob("requirements.txt"))
     assert len(files) >= 5

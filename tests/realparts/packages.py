@@ -40,7 +40,7 @@ def need_namespaces() -> None:
         absent(reason) if os.geteuid() == 0 else pytest.skip(reason)
 
 
-def _cache() -> Path:
+def cache() -> Path:
     """Return a folder that lives and goes with the environment of the tests."""
     folder = Path(sys.prefix) / "deployments"
     folder.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def need_debian(*packages: str) -> None:
     """Install what is missing of these Debian packages, without starting their services; skip where only root may."""
     if shutil.which("dpkg-query") is None:
         pytest.skip(f"no Debian to install {', '.join(packages)} on")
-    with FileLock(_cache() / "apt.lock"):
+    with FileLock(cache() / "apt.lock"):
         missing = [package for package in packages if not _installed(package)]
         if not missing:
             return
@@ -85,8 +85,8 @@ def need_debian(*packages: str) -> None:
 
 def unpacked(requirement: str) -> Path:
     """Return a folder with the files of one package, pinned as in `name==1.0`, and nothing that it depends on."""
-    folder = _cache() / f"{requirement.replace('==', '-')}-files"
-    with FileLock(_cache() / f"{folder.name}.lock"):
+    folder = cache() / f"{requirement.replace('==', '-')}-files"
+    with FileLock(cache() / f"{folder.name}.lock"):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -102,9 +102,9 @@ def python_with(requirements: Path) -> str:
     """
     text = requirements.read_text(encoding="utf-8")
     mark = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = _cache() / f"{requirements.parent.name}-{mark}"
+    folder = cache() / f"{requirements.parent.name}-{mark}"
     python, ready = folder / "bin" / "python", folder / "ready"
-    with FileLock(_cache() / f"{folder.name}.lock"):
+    with FileLock(cache() / f"{folder.name}.lock"):
         if not ready.exists():
             venv.create(folder, clear=True, symlinks=True)
             _show_packages(python)
