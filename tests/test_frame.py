@@ -51,7 +51,8 @@ def test_words_for_how_it_stands() -> None:
     assert frame_of(told, controls=Controls(paused=True))["badge"] == "paused"
     assert frame_of(told, controls=Controls(draining=True))["badge"] == "draining"
     over = frame_of([*told, finished(GRID)], controls=Controls(paused=True, draining=True))
-    assert (over["badge"], over["over"], over["live"]) == ("done", True, False)
+    assert (over["badge"], over["over"], over["live"]) == ("done, but for dead letters", True, False)
+    assert frame_of([*notices(GRID, dead=0), finished(GRID)])["badge"] == "done"
     failed = frame_of([*told, finished(GRID, outcome="failed", error="ChunkError: it broke")])
     assert (failed["badge"], failed["troubles"][-1]) == ("failed", "ChunkError: it broke")
     assert not any(text.endswith("left") for text in failed["numbers"])
