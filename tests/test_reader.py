@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import pickle
 import threading
 import time
@@ -231,6 +232,29 @@ def test_index_is_read_once_for_each_shard(sharded: ArraySpec, monkeypatch: pyte
     assert len(list(read_chunks(sharded, numbers))) == len(numbers)
     assert len(ranges) == len(numbers)  # the index is still known
     same_bits(assemble(sharded), expected(zarr.open_array(sharded.store.url, mode="r")))
+
+
+def test_a_shard_is_opened_once_for_the_chunks_that_are_read_from_it(
+    sharded: ArraySpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    true = LocalFiles._open
+
+    def spy(self: LocalFiles, key: str) -> int | None:
+        fd = true(self, key)
+        if fd is not None:
+            opened.append(fd)
+        return fd
+
+    monkeypatch.setattr(LocalFiles, "_open", spy)
+    numbers = sorted(range(len(sharded.grid)), key=lambda number: sharded.grid.shard_of(number)[0])
+    list(read_chunks(sharded, numbers))
+    opened.clear()
+    list(read_chunks(sharded, numbers))  # the indexes are known by now
+    assert len(opened) == sum(path.is_file() for path in Path(sharded.store.url, "c").rglob("*")) == 3
+    for fd in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_a_rewritten_shard_is_read_anew(sharded: ArraySpec) -> None:

@@ -56,6 +56,46 @@ class _Scratch:
         return memoryview(lend(nbytes))  # type: ignore[arg-type]  # it is a buffer
 
 
+class _Parts:
+    """Reads parts of files into the same memory. The file that was read last stays open until another one is read.
+
+    The parts of a shard are read one after the other, and opening it takes as long as reading one. Whoever replaces it
+    meanwhile does not mix an old index with new bytes either.
+    """
+
+    def __init__(self, open_key: Callable[[str], int | None]) -> None:
+        self._open = open_key
+        self._scratch = _Scratch()
+        self._key = ""
+        self._fd: int | None = None
+
+    def __call__(self, key: str, start: int, stop: int) -> memoryview | None:
+        if self._fd is None or key != self._key:
+            self.close()
+            self._fd, self._key = self._open(key), key
+            if self._fd is None:
+                return None
+        count = max(stop - start, 0)
+        view = self._scratch.view if count <= len(self._scratch.view) else self._scratch.grow(count, 0)
+        try:
+            length = os.preadv(self._fd, [view[:count]], start)
+        except OSError:
+            self.close()
+            raise
+        if length < count:  # by the next time another file may be in its place
+            self.close()
+        return view[:length]
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class LocalFiles(ByteStore):
     """Files below a directory.
 
@@ -166,20 +206,7 @@ class LocalFiles(ByteStore):
 
     def borrow_range(self) -> Callable[[str, int, int], memoryview | None]:
         """Return a function that reads parts of files, each into the same memory."""
-        scratch = _Scratch()
-
-        def get(key: str, start: int, stop: int) -> memoryview | None:
-            fd = self._open(key)
-            if fd is None:
-                return None
-            try:
-                count = max(stop - start, 0)
-                view = scratch.view if count <= len(scratch.view) else scratch.grow(count, 0)
-                return view[: os.preadv(fd, [view[:count]], start)]
-            finally:
-                os.close(fd)
-
-        return get
+        return _Parts(self._open)
 
     def _read_rest(self, fd: int, data: bytes, key: str, most: int | None) -> bytes:
         size = os.fstat(fd).st_size
