@@ -27,6 +27,7 @@ logger = logging.getLogger("zarr_dask_stream")
 _LOCAL_KINDS = ("local", "zip", "memory")
 _LOCAL_TASK_S = 0.25
 _REMOTE_TASK_S = 1.0
+_LOCAL_LEAST_S, _REMOTE_LEAST_S = 0.04, 0.15
 _FIRST_REMOTE, _FIRST_REMOTE_BYTES = 8, 2**21
 
 
@@ -53,7 +54,7 @@ def work_of(options: Options, *, discard: bool = False) -> Work:
 
 def batch_limits(options: Options) -> BatchLimits:
     """Return how long the tasks of a stream may get, and how large its first ones are."""
-    # On a remote store the first and the last requests of a task are not overlapped: longer tasks.
+    # On a remote store the first and the last requests of a task are not overlapped: longer tasks, to the end.
     stores = [options.spec.store, *([] if options.sink is None else [options.sink.spec.store])]
     local = all(store.kind in _LOCAL_KINDS for store in stores)
     sizes = [stage.rule.size for stage in options.stages if isinstance(stage, MapBatch)]
@@ -61,6 +62,7 @@ def batch_limits(options: Options) -> BatchLimits:
     most = window.chunks if isinstance(window, Every) else None
     limits = BatchLimits(
         target_s=_LOCAL_TASK_S if local else _REMOTE_TASK_S,
+        least_s=_LOCAL_LEAST_S if local else _REMOTE_LEAST_S,
         # A few small objects far away take no longer than one.
         first=1 if local else max(min(_FIRST_REMOTE, _FIRST_REMOTE_BYTES // max(options.item_nbytes, 1)), 1),
         unit=max((size for size in sizes if size is not None), default=1),
