@@ -286,16 +286,19 @@ def test_the_stream_of_a_client_that_is_killed_is_gone(
             [sys.executable, "-c", DIES, cluster.address, array], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         active, gone = f"zds_active_runs stream={name}", f"zds_runs_total outcome=gone stream={name}"
+        (worker,) = client.scheduler_info(n_workers=-1)["workers"].values()
+        at_worker = f"http://127.0.0.1:{worker['services']['dashboard']}"
         try:
             wait_until(lambda: scrape(base).get(active) == 1, what="the stream to be seen", timeout_s=40.0)
+            wait_until(
+                lambda: scrape(at_worker).get("zds_worker_batches_total", 0) > 0, what="a batch to end", timeout_s=40.0
+            )
             os.kill(victim.pid, signal.SIGKILL)
             wait_until(lambda: scrape(base).get(gone) == 1, what="the stream to be gone", timeout_s=40.0)
         finally:
             victim.kill()
             victim.communicate()
         assert scrape(base)[active] == 0
-        (worker,) = client.scheduler_info(n_workers=-1)["workers"].values()
-        assert scrape(f"http://127.0.0.1:{worker['services']['dashboard']}")["zds_worker_batches_total"] > 0
 
 
 def test_memory_is_bounded_whatever_the_grid(shown: LocalCluster, guest: Client, tmp_path: Path) -> None:
