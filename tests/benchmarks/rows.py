@@ -39,6 +39,10 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
 SMALLER = {
     **dict.fromkeys(ROWS, 0.5),
     "small": 1.0,
+    "small-v2": 1.25,
+    "large": 1.0,
+    "sharded": 1.0,
+    "client": 2.0,
     "s3": 1.0,
     "scale": 0.1,
     "latency": 1.0,

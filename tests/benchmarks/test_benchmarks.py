@@ -209,4 +209,5 @@ def test_a_row_is_measured_from_the_command_line(tmp_path: Path) -> None:
     assert all(run["cpu_s"] > 0 for run in client["rounds"][0].values())
     assert [len(row["rounds"]) for row in result["rows"]] == [2, 2]
     assert "## client" in (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert "| client |" in (tmp_path / "readme.md").read_text(encoding="utf-8")
+    assert "| client |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "<picture>" in (tmp_path / "readme.md").read_text(encoding="utf-8")
