@@ -39,6 +39,12 @@ LEAST = 12
 ROWS, WIDTH = 64, 2000
 #: What may come and go between rounds: a connection more or less for each of the streams, a share of the memory.
 SLACK = {"bytes": 0.03, "files": 8, "threads": 8}
+#: Dask keeps a profile of each second and a record of each half for an hour: that grows all through, and is not ours.
+DASK_FORGETS = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__LOG_LENGTH": "60",
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100",
+}
 #: A leak goes on as it began, a cache that fills slows down: growth of the second half over that of the first.
 SLOWING = 0.6
 
@@ -129,7 +135,7 @@ def test_eight_streams_at_once_hold_no_more_at_the_end(
     write_rows(store, ROWS, width=WIDTH)
     proxy = fault_proxy(s3_server.endpoint, seed=11)
     proxy.set(Faults(slow_down=0.004, reset=0.02, hang=0.002, truncate=0.02, latency_s=0.001, match=r"GET .*/c/"))
-    cluster = start_tcp_cluster(workers=2)
+    cluster = start_tcp_cluster(workers=2, env=DASK_FORGETS)
     pids = {"scheduler": cluster.scheduler.pid} | {worker.name: worker.pid for worker in cluster.workers}
     job = {
         "address": cluster.address,
